@@ -15,7 +15,7 @@ extras = {key.removesuffix('_requirements'): value.split() for key,value in cfg.
 setup(
     version=re.search(r'__version__ = "(.+)"', (here/'fer_perturb'/'__init__.py').read_text(encoding='utf-8'))[1],
     description=cfg['description'], long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    author=cfg['author'], license=cfg['license'], keywords=cfg['keywords'].split(), python_requires=f'>={cfg["min_python"]}',
+    author=cfg['author'], license_expression=cfg['license'], keywords=cfg['keywords'].split(), python_requires=f'>={cfg["min_python"]}',
     classifiers=[f'Development Status :: {statuses[cfg.getint("status")]}', 'Intended Audience :: Education', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3'],
     install_requires=cfg['requirements'].split(), extras_require=extras, packages=find_packages(include=['fer_perturb', 'fer_perturb.*']))

@@ -321,18 +321,20 @@ def show_distribution(self:FERData,
     ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/00_data.ipynb #78855d03
+# %% ../nbs/00_data.ipynb #b45a3e9d
 class TensorFace(TensorImageBW):
     "A gray image, or a batch of them: (…,1,h,w)"
     _show_args = dict(cmap='gray')
 
 class ToFace(Transform):
     "Anything that is one face -> `TensorFace` (1,size,size) uint8"
+    input_types = Face,Path,str,bytes,np.ndarray,Image.Image,Tensor # what `predict` and `test_dl` accept
     def __init__(self,
         size:int=48, # height and width in pixels
     ): self.size = size
     def encodes(self, o):
         if isinstance(o, Face): return TensorFace(o.image[None])
+        if isinstance(o, bytes): o = io.BytesIO(o)
         if isinstance(o, np.ndarray): o = Image.fromarray(o)
         if isinstance(o, Tensor): o = Image.fromarray(o.squeeze().cpu().numpy())
         return TensorFace(torch.tensor(to_gray(o, self.size) if isinstance(o, Image.Image) else read_image(o, self.size))[None])
@@ -340,6 +342,7 @@ class ToFace(Transform):
 
 class ToClusters(Transform):
     "Where a face's clusters will be: zeros until `ReclusterCallback` has written them to the 'clusters' column"
+    input_types = ToFace.input_types
     def __init__(self,
         size:int=48, # height and width in pixels
     ): self.size = size

@@ -1,0 +1,65 @@
+# Every command below makes its own environment in $(VENV) on its first run; nothing has to be installed by hand.
+VENV ?= .venv
+PYTHON ?= python3
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+export PATH := $(abspath $(BIN)):$(PATH)
+# fastai still calls torch.jit.script on import; the warning is not about this package, and its path would end up in saved outputs
+export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install demo test check prepare readme docs need-quarto clean
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+
+# the stamp is newer than what it depends on as long as nothing that decides about the installation has changed
+$(STAMP): pyproject.toml settings.ini setup.py constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python $(MIN_PYTHON) or newer, or name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; wanted = tuple(map(int, "$(MIN_PYTHON)".split("."))); sys.version_info >= wanted or sys.exit("fer_perturb needs Python $(MIN_PYTHON) or newer, and $(PYTHON) is %d.%d: name a newer one, as in make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Installing into $(VENV): a few minutes, and on Linux up to 7 GB of disk, most of it torch and the CUDA libraries it brings"
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) could not make a virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## make the environment and nothing else
+
+DEMO_OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(ARCH),--arch "$(ARCH)") \
+	$(if $(SEED),--seed "$(SEED)") $(if $(LANDMARKS),--landmarks "$(LANDMARKS)") $(if $(OUT),--out "$(OUT)")
+
+demo: $(STAMP) ## the whole scheme on a small scale; options: DATA= EPOCHS= ARCH= SEED= LANDMARKS= OUT=
+	$(BIN)/fer-perturb demo $(strip $(DEMO_OPTIONS))
+
+# one thread for each notebook: two notebooks whose torch takes every core for itself slow each other down
+test: $(STAMP) ## run every notebook (WORKERS= at a time), then the tests in tests/
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## compare modules and README with the notebooks, look for missing docments and for files that must not be public
+	@failed=0; VENV=$(VENV) .ci/check_sync || failed=1; \
+	for name in files docments; do $(BIN)/python .ci/check_$$name.py || failed=1; done; exit $$failed
+
+readme: $(STAMP) ## write README.md from nbs/index.ipynb
+	@$(BIN)/python .ci/readme.py
+
+prepare: $(STAMP) ## before a commit: export, run and save notebooks, clean them, write README.md, test, check
+	$(BIN)/nbdev-export
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --save
+	$(BIN)/nbdev-clean
+	@$(BIN)/python .ci/readme.py
+	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory check
+
+docs: need-quarto $(STAMP) ## build the website in _docs (needs Quarto)
+	$(BIN)/nbdev-docs
+
+need-quarto:
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto, and there is none on your PATH: get it from https://quarto.org/docs/get-started and run make docs again" >&2; exit 1; }
+
+clean: ## remove what builds and tests leave behind (the environment stays)
+	rm -rf build dist *.egg-info _proc _docs nbs/nbdev.yml .pytest_cache .venv-ci
+	find fer_perturb nbs tests .ci -name __pycache__ -prune -exec rm -rf {} +
