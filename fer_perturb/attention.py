@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['attention_kinds', 'StageMaps', 'saliency_kinds', 'ChannelGate', 'SpatialGate', 'SpatialAttention', 'CBAM',
-           'AttendedStage', 'stage_names', 'add_attention', 'watch_stages', 'scale_unit', 'mean_gates', 'fine_stages',
-           'saliency_maps']
+           'AttendedStage', 'stage_names', 'add_attention', 'watch_stages', 'scale_unit', 'resize_maps', 'mean_gates',
+           'early_energy', 'sensitivity', 'saliency_maps']
 
 # %% ../nbs/03_attention.ipynb #836fb230
 from collections import namedtuple
@@ -106,70 +106,89 @@ def add_attention(
         model.set_submodule(name, AttendedStage(model.get_submodule(name), attention))
     return model
 
-# %% ../nbs/03_attention.ipynb #bf52735c
-StageMaps = namedtuple('StageMaps', 'gate energy')
+# %% ../nbs/03_attention.ipynb #fce95f89
+StageMaps = namedtuple('StageMaps', 'gate features')
 
 @contextmanager
 def watch_stages(
     model:nn.Module, # has attention
+    detach:bool=True, # cut what is recorded off from the graph
 ): # yields a list with the `StageMaps` of each stage, filled anew by every forward pass
-    "Record gate (b,h,w) in [0,1] and energy (b,h,w) of every stage while the block runs"
+    "Record gate (b,h,w) in [0,1] and gated features (b,c,h,w) of every stage while the block runs"
     stages = [m.attention for m in model.modules() if isinstance(m, AttendedStage)]
     if not stages: raise ValueError('this model has no attention: use add_attention or attention_learner')
     maps,hooks = [None]*len(stages),[]
     def keep_gate(i): return lambda module, args, gate: maps.__setitem__(i, gate.detach()[:,0].float())
-    def keep_energy(i): return lambda module, args, out: maps.__setitem__(i, StageMaps(maps[i], out.detach().abs().mean(1).float()))
+    def keep_features(i): return lambda module, args, out: maps.__setitem__(i, StageMaps(maps[i], out.detach() if detach else out))
     try:
-        for i,cbam in enumerate(stages):
-            hooks += [cbam.spatial.register_forward_hook(keep_gate(i)), cbam.register_forward_hook(keep_energy(i))]
+        for i,attention in enumerate(stages):
+            hooks += [attention.spatial.register_forward_hook(keep_gate(i)), attention.register_forward_hook(keep_features(i))]
         yield maps
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../nbs/03_attention.ipynb #3d987d82
+# %% ../nbs/03_attention.ipynb #d668c7da
 def scale_unit(
     maps:Tensor, # (b,h,w)
 )->Tensor: # (b,h,w) float32 in [0,1]
     "Min–max scale each map; a constant map becomes zeros"
     flat = maps.float().flatten(1)
     low,high = flat.amin(1, keepdim=True),flat.amax(1, keepdim=True)
-    return ((flat-low)/(high-low).clamp(min=1e-8)).view(maps.shape)
+    return ((flat-low)/(high-low).clamp(min=1e-12)).view(maps.shape)
 
-def _resize(maps, size): return F.interpolate(maps[:,None], size, mode='bilinear', align_corners=False)[:,0]
+def resize_maps(
+    maps:Tensor, # (b,h,w)
+    size:tuple, # wanted (height, width)
+    smooth:int=1, # side of a mean filter that is applied before, odd
+)->Tensor: # (b,height,width)
+    "Smooth maps, then enlarge them bilinearly"
+    padded = F.pad(maps[:,None], (smooth//2,)*4, mode='replicate')
+    return F.interpolate(F.avg_pool2d(padded, smooth, 1), size, mode='bilinear', align_corners=False)[:,0]
 
 def mean_gates(
     stages:list, # `StageMaps` of each stage
+    logits:Tensor, # (b,classes), unused
     size:tuple, # (height, width) of the image
 )->Tensor: # (b,H,W)
     "Mean of the spatial gates of all stages"
-    return torch.stack([_resize(s.gate, size) for s in stages]).mean(0)
+    return torch.stack([resize_maps(s.gate, size) for s in stages]).mean(0)
 
-def fine_stages(
+def early_energy(
     stages:list, # `StageMaps` of each stage
+    logits:Tensor, # (b,classes), unused
     size:tuple, # (height, width) of the image
 )->Tensor: # (b,H,W)
-    "Smoothed gate of the first stage plus energy of the second, each in [0,1]"
-    smooth = F.avg_pool2d(F.pad(stages[0].gate[:,None], (2,2,2,2), mode='replicate'), 5, 1)[:,0]
-    return scale_unit(_resize(smooth, size)) + scale_unit(_resize(stages[min(1, len(stages)-1)].energy, size))
+    "Smoothed gate of the first stage plus feature energy of the second, each in [0,1]"
+    energy = stages[min(1, len(stages)-1)].features.float().abs().mean(1)
+    return scale_unit(resize_maps(stages[0].gate, size, smooth=5)) + scale_unit(resize_maps(energy, size))
 
-saliency_kinds = dict(fine=fine_stages, gates=mean_gates)
+def sensitivity(
+    stages:list, # `StageMaps` of each stage, with their graph
+    logits:Tensor, # (b,classes), with its graph
+    size:tuple, # (height, width) of the image
+)->Tensor: # (b,H,W)
+    "Size of the winning score's gradient at the first two stages, smoothed, each in [0,1]"
+    gradients = torch.autograd.grad(logits.amax(1).sum(), [s.features for s in stages[:2]])
+    return sum(scale_unit(resize_maps(g.float().abs().sum(1), size, smooth=5)) for g in gradients)
 
-@torch.no_grad()
+saliency_kinds = dict(sensitivity=sensitivity, energy=early_energy, gates=mean_gates)
+
 def saliency_maps(
     model:nn.Module, # has attention; run in eval mode, its training mode is restored
-    images:Tensor, # (n,1,h,w) in [0,1], or uint8; on any device
-    kind:str='fine', # key of `saliency_kinds`
-    batch_size:int=512, # images in one forward pass
+    images:Tensor, # (n,c,h,w) in [0,1], or uint8; on any device
+    kind:str='sensitivity', # key of `saliency_kinds`
+    batch_size:int=256, # images in one forward pass
 )->Tensor: # (n,h,w) uint8, scaled to 0–255 for each image, on the images' device
     "The saliency of many images"
     if kind not in saliency_kinds: raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_kinds)}')
-    training,device,results = model.training,next(model.parameters()).device,[]
+    training,device,results,graph = model.training,next(model.parameters()).device,[],kind=='sensitivity'
     model.eval()
     try:
-        with watch_stages(model) as stages:
+        with torch.set_grad_enabled(graph), watch_stages(model, detach=not graph) as stages:
             for batch in images.split(batch_size):
                 x = batch.to(device)
-                model(x.float()/255 if x.dtype==torch.uint8 else x)
-                results.append(scale_unit(saliency_kinds[kind](stages, images.shape[-2:])).mul(255).round().byte().to(images.device))
+                x = (x.float()/255 if x.dtype==torch.uint8 else x.detach()).requires_grad_(graph)
+                maps = saliency_kinds[kind](stages, model(x), images.shape[-2:])
+                results.append(scale_unit(maps).mul(255).round().byte().to(images.device))
     finally: model.train(training)
     return torch.cat(results)

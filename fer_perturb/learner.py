@@ -97,12 +97,12 @@ def attention_learner(
     learn.model = add_attention(learn.model, attention).to(dls.device)
     return learn
 
-# %% ../nbs/07_learner.ipynb #02ca5d0a
+# %% ../nbs/07_learner.ipynb #0c41d359
 @dataclass(frozen=True)
 class Scheme:
     "One reading of the Perturb Scheme; every field can be overridden in `perturb_learner`"
     attention: str = 'cbam'      # where attention sits: 'cbam', 'spatial' or 'input', see `add_attention`
-    saliency: str = 'fine'       # which map is made of it: 'fine' or 'gates', see `saliency_maps`
+    saliency: str = 'sensitivity' # which map is made of it, see `saliency_kinds`
     keep: float = 0.3            # fraction of pixels that are clustered
     feature: str = 'intensity'   # third feature of Eq. 1: 'intensity' or 'attention'
     refine: int = 5              # Lloyd steps of each image

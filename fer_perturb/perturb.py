@@ -6,7 +6,7 @@
 __all__ = ['perturbations', 'Clusterer', 'resize_clusters', 'pick_clusters', 'drop_cluster', 'keep_cluster', 'cluster_views',
            'stack_clusters', 'with_clusters', 'ReclusterCallback']
 
-# %% ../nbs/06_perturb.ipynb #6c8d6d03
+# %% ../nbs/06_perturb.ipynb #7c059bd0
 from copy import copy
 from functools import partial
 
@@ -14,17 +14,17 @@ import torch
 from fastai.vision.all import *
 from torch import Tensor, nn
 
-from .attention import saliency_kinds, saliency_maps
+from .attention import saliency_maps
 from .data import ClusterBlock, FaceLoader, FERData, ToClusters
 from .kmeans import cluster_maps, eq1_features, kmeans, shared_centroids
 
-# %% ../nbs/06_perturb.ipynb #bc7b98c9
+# %% ../nbs/06_perturb.ipynb #f1381b00
 class Clusterer:
     "Saliency, shared centroids, and each image's own clusters (phase 2)"
     def __init__(self,
         model:nn.Module, # has attention; gives the saliency
         n_clusters:int=3, # n, the number of clusters
-        saliency:str='fine', # key of `saliency_kinds`
+        saliency:str='sensitivity', # key of `saliency_kinds`
         keep:float=0.3, # fraction of pixels, those with the highest saliency, that are clustered
         feature:str='intensity', # third feature of Eq. 1: 'intensity' or 'attention'
         refine:int=5, # Lloyd steps of each image from the shared centroids; 0 only assigns pixels to them

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .data import EMOTIONS, FERData, REGIONS
 
-# %% ../nbs/01_toyfaces.ipynb #eef2ad3b
+# %% ../nbs/01_toyfaces.ipynb #e0719836
 overlay_colors = torch.tensor([[0.,0,0], [.12,.56,1], [1,.62,.05], [.2,.78,.25], [.93,.2,.4], [.62,.35,.85], [.1,.75,.75], [.95,.85,.2], [.6,.4,.25]])
 
 def show_faces(
@@ -31,6 +31,8 @@ def show_faces(
 )->plt.Figure: # its `axes` are one for each face, row by row
     "A sheet of faces, with the pixels of an index map tinted"
     gray = torch.as_tensor(images).detach().cpu()
+    if gray.ndim not in (3,4) or gray.ndim==4 and gray.shape[1]!=1:
+        raise ValueError(f'images are {tuple(gray.shape)}: give (n, height, width) or one channel, (n, 1, height, width)')
     gray = (gray/255 if gray.dtype==torch.uint8 else gray.float()).flatten(0, -3)
     if titles is not None and len(titles)!=len(gray): raise ValueError(f'{len(gray)} faces, but {len(titles)} titles: give one for each face')
     rgb = gray[...,None].expand(*gray.shape, 3)
@@ -40,14 +42,15 @@ def show_faces(
             raise ValueError(f'overlay is {tuple(overlay.shape)}, faces are {tuple(gray.shape)}: give one map of the same size for each face')
         rgb = torch.where(overlay[...,None]>0, 0.5*rgb + 0.5*overlay_colors[(overlay-1)%8 + 1], rgb)
     columns = columns or (len(gray) if len(gray)<=8 else 7)
-    rows = math.ceil(len(gray)/columns)
-    fig,axes = plt.subplots(rows, columns, figsize=figsize or (columns, rows*(1.22 if titles is not None else 1.02)), dpi=72, squeeze=False)
+    rows,gap,title = math.ceil(len(gray)/columns),1/24,0 if titles is None else .22
+    # each face is one inch wide, so that 48 pixels become a whole number of screen pixels
+    height = rows + (rows-1)*(gap+title) + title
+    fig,axes = plt.subplots(rows, columns, figsize=figsize or (columns+(columns-1)*gap, height), dpi=72, squeeze=False,
+                            gridspec_kw=dict(left=0, right=1, bottom=0, top=1-title/height, wspace=gap, hspace=gap+title))
     for i,ax in enumerate(axes.flat):
         ax.axis('off')
         if i<len(gray): ax.imshow(rgb[i].clamp(0, 1).numpy(), interpolation='nearest')
-        if titles is not None and i<len(gray): ax.set_title(titles[i], fontsize=8, pad=2)
-    fig.subplots_adjust(left=0, right=1, bottom=0, top=.98 if titles is None else 1-.17/fig.get_figheight(), wspace=.04,
-                        hspace=.04 if titles is None else .22)
+        if titles is not None and i<len(gray): ax.set_title(titles[i], fontsize=10, pad=2)
     return fig
 
 # %% ../nbs/01_toyfaces.ipynb #e73c992c
@@ -65,10 +68,10 @@ EXPRESSIONS = dict(
     surprise={1: (.5,1), 2: (.5,1), 5: (.4,1), 26: (.4,1)},
     neutral={})
 
-# %% ../nbs/01_toyfaces.ipynb #044997e1
+# %% ../nbs/01_toyfaces.ipynb #acdf60db
 VARIATION = dict(
     # pose: pixels, relative size, degrees, and turn and nod from -1 to 1
-    shift_x=(-5.,5.), shift_y=(-4.,3.), scale=(.84,1.12), roll=(-15.,15.), yaw=(-1.,1.), pitch=(-1.,1.),
+    shift_x=(-8.5,8.5), shift_y=(-7.,5.), scale=(.82,1.12), roll=(-15.,15.), yaw=(-1.,1.), pitch=(-1.,1.),
     # head and hair: the last two choose a hair style and who wears glasses
     head_width=(14.8,17.2), jaw=(.08,.3), chin=(18.,20.), skull=(18.5,20.5), skin=(.5,.95),
     hair=(.05,.7), hairline=(15.,17.5), parting=(-9.,9.), hair_style=(0.,1.), glasses=(0.,1.),
@@ -149,7 +152,7 @@ def draw_head(
     paint(canvas, cover(ear, g.soft)*(~long), p.skin*(.9 - .35*cover(ear+1.65, g.soft)))
     paint(canvas, cover(g.head, g.soft), g.skin)
 
-# %% ../nbs/01_toyfaces.ipynb #93e14bdb
+# %% ../nbs/01_toyfaces.ipynb #e488d5db
 def draw_nose(
     canvas:Tensor, # (n,h,w), changed in place
     p:SimpleNamespace, # from `face_parameters`
@@ -158,7 +161,7 @@ def draw_nose(
     "Nose, with cheeks and folds; AU 6, 9, 10, 12"
     au,side = p.au,g.u.abs()
     cheek = 1 - ((side-8.6)/3.6).square() - ((g.v-5.2+1.2*au[6])/2.4).square()
-    canvas.add_(cheek.clamp_(0, 1).mul_(.15*au[6]*p.skin))
+    canvas.add_(cheek.clamp_(0, 1).mul_(.1*au[6]*p.skin))
     fold = torch.maximum((side-4.4-.42*(g.v-3.5)-.8*au[12]).abs()-.35, (g.v-6.5).abs()-3)
     paint(canvas, cover(fold, 1.3*g.soft)*(.08 + .5*torch.maximum(au[10], .7*au[12])), g.skin*.5)
     u,tip = g.u - .9*p.yaw,p.nose_length - 2.6 - au[9]
@@ -237,7 +240,7 @@ def draw_brows(
     reach = p.brow_thickness*(1.15-.5*along) + .5*g.soft
     return (g.v > rest-3.2-reach) & (g.v < rest+2.5+reach) & (side < outer+.5*g.soft) & (g.head < .5*g.soft)
 
-# %% ../nbs/01_toyfaces.ipynb #01ffb6fd
+# %% ../nbs/01_toyfaces.ipynb #864b366a
 def lip_curves(
     p:SimpleNamespace, # from `face_parameters`
     t:Tensor, # position across the mouth, -1 left to 1 right corner
@@ -274,7 +277,7 @@ def draw_mouth(
     paint(canvas, teeth*gap*(1.2*opening-.3).clamp(0, 1), .93)
     tongue = (t/.75).square() + ((g.v-p.mouth_height-4.2*au[26]-1.4)/2.6).square()
     paint(canvas, cover(2*tongue-2, g.soft)*gap*au[26], .4)
-    return (g.v > top-1.3) & (g.v < bottom+1.3) & (ends < 1.2)
+    return (g.v > top-1.3) & (g.v < bottom+1.3) & (ends < .9)
 
 # %% ../nbs/01_toyfaces.ipynb #68a62d4c
 def draw_front(
