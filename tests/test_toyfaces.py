@@ -91,6 +91,9 @@ def test_landmark_order(drawn):
     assert (eyes[:,0]>6).all() and (eyes[:,1].abs()<eyes[:,0]*.45).all()
     assert (p[:,8,1]>p[:,57,1]).all() and (p[:,57,1]>p[:,30,1]).all() and (p[:,30,1]>p[:,27,1]).all()
     assert (p[:,0,0]<p[:,36,0]).all() and (p[:,16,0]>p[:,45,0]).all()
+    for outer,upper,inner,lower in ((36,37,39,41), (45,44,42,46)):
+        assert (p[:,upper,1]<p[:,lower,1]).all() and ((p[:,outer]-p[:,inner]).norm(dim=-1)>4).all()
+        assert ((p[:,outer]-p[:,upper]).norm(dim=-1)<(p[:,inner]-p[:,upper]).norm(dim=-1)).all()
     assert (p[:,54,0]>p[:,48,0]).all() and (p[:,66,1]>p[:,62,1]).all()
 
 def test_faces_are_not_centred(drawn):
