@@ -120,7 +120,6 @@ def read_image(
 # %% ../nbs/00_data.ipynb #60f54b77
 image_suffixes = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.pgm')
 _folder_usage = dict(train=0, training=0, valid=1, val=1, validation=1, publictest=1, test=2, privatetest=2)
-_fer2013_counts = (28709, 3589, 3589)
 
 def parse_paths(
     paths:list, # relative paths like 'train/angry/Training_1.jpg' or 'angry/1.jpg', with / between folders
@@ -168,7 +167,7 @@ def _from_files(paths, opener, source, size, empty_classes=()):
     usage = fill_usage(labels, usage)
     _check_classes(labels, usage, vocab, source)
     images = np.empty((len(paths),size,size), np.uint8)
-    bar = progress_bar(range(len(paths)), leave=False)
+    bar = progress_bar(range(len(paths)), leave=False, display=len(paths)>500)
     bar.comment = f'reading {Path(source).name}'
     with warnings.catch_warnings():
         warnings.simplefilter('once')
@@ -184,8 +183,9 @@ def from_zip(
     try: archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as e: raise ValueError(f'{path} is not a whole zip file: download it again') from e
     with archive:
-        names = sorted(n for n in archive.namelist() if n.lower().endswith(image_suffixes) and '__MACOSX' not in n)
-        return _from_files(names, archive.open, str(path), size)
+        entries = [n for n in archive.namelist() if '__MACOSX' not in n]
+        empty = [Path(n).name for n in entries if n.endswith('/') and sum(e.startswith(n) for e in entries)==1]
+        return _from_files(sorted(n for n in entries if n.lower().endswith(image_suffixes)), archive.open, str(path), size, empty)
 
 def from_folder(
     path:Path, # folder with class folders inside, perhaps below train/ and test/
@@ -213,7 +213,8 @@ def from_csv(
     rows = [r for r in rows[1:] if r]
     if not rows: raise ValueError(f'{path} has a header and no rows: download it again')
     emotion,pixels = header.index('emotion'),header.index('pixels')
-    images,labels,bar = np.empty((len(rows),size*size), np.uint8),np.empty(len(rows), np.int64),progress_bar(range(len(rows)), leave=False)
+    images,labels = np.empty((len(rows),size*size), np.uint8),np.empty(len(rows), np.int64)
+    bar = progress_bar(range(len(rows)), leave=False, display=len(rows)>500)
     bar.comment = f'reading {Path(path).name}'
     for i in bar:
         line = f'{path}, line {i+2}'

@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import saliency_maps
 from .data import EraseRandom, FaceAugment, FERData, face_block, load_faces
 from .evaluate import accuracy_change, class_table, plot_confusion, predict_faces, summary_table
-from .landmarks import add_landmarks, centre_prior, landmark_share, top_pixels
+from .landmarks import add_landmarks, centre_prior, landmark_share, salient_pixels
 from .learner import attention_learner, face_learner, perturb_learner
 from .toyfaces import show_faces, toy_faces
 
@@ -31,9 +31,9 @@ def attention_report(
     clusterer = learn.recluster.clusterer
     saliency = clusterer.saliency_of(data.images[:,None])
     prior = centre_prior(data.images.shape[-1]).expand(len(data), -1, -1)
-    rows = {name: {f'top {keep:.0%}': round(landmark_share(top_pixels(m, keep), data.regions), 2) for keep in (.3, .15)}
+    rows = {name: {f'top {keep:.0%}': round(landmark_share(salient_pixels(m, keep), data.regions), 2) for keep in (.3, .15)}
             for name,m in dict(saliency=saliency, centre_prior=prior).items()}
-    clusters = clusterer(data.images, saliency)
+    clusters = clusterer(data.images[:,None], saliency)
     rows['clustered pixels'] = {f'top {clusterer.keep:.0%}': round(landmark_share(clusters>0, data.regions), 2)}
     return pd.DataFrame(rows).T.fillna('')
 

@@ -52,6 +52,9 @@ def test_views_and_stack(images, clusters):
     stack = stack_clusters(images, clusters)
     assert stack.shape==(64, 4, 48, 48) and torch.equal(stack[:, :1], images)
     assert torch.equal(stack[:, 2]!=.5, clusters==2)
+    colour = torch.rand(64, 3, 48, 48)*.4
+    stack = stack_clusters(colour, clusters)
+    assert stack.shape==(64, 12, 48, 48) and torch.equal(stack[:, 6:9], torch.where((clusters==2)[:, None], colour, .5))
 
 def test_image_and_map_stay_aligned(clusters):
     "A painted cluster and its map move together, through our augmentations and fastai's"
@@ -73,14 +76,14 @@ def test_names_stay_the_same(model):
     "The left blob is cluster 1 in every image, although the blobs move from image to image"
     moves = torch.randint(-3, 4, (200, 2), generator=torch.Generator().manual_seed(0)).tolist()
     saliency = saliency_at([[(12+dx, 15+dy), (24+dx, 36+dy), (36+dx, 15+dy)] for dx,dy in moves])
-    images = torch.full((200, 48, 48), .5)
+    images = torch.full((200, 1, 48, 48), .5)
     clusterer = Clusterer(model, keep=.1).fit(images, saliency)
     for seed in (0, 1):
         clusters = clusterer.fit(images, saliency, seed=seed)(images, saliency)
         for (dx,dy),map in zip(moves, clusters): assert [map[15+dy, 12+dx], map[36+dy, 24+dx], map[15+dy, 36+dx]]==[1, 2, 3]
 
 def test_every_image_has_its_own_clusters_unless_told_otherwise(model, faces):
-    images = faces.images[:32]
+    images = faces.images[:32, None]
     saliency = saliency_at([[(10+i%8, 15), (20+i%8, 30), (30+i%8, 15)] for i in range(32)])
     own = Clusterer(model, keep=.2).fit(images, saliency)(images, saliency)
     one = Clusterer(model, keep=1., one_map=True).fit(images, saliency)(images, saliency)
@@ -168,12 +171,12 @@ def test_views_are_averaged_in_prediction(faces, model):
     test = faces[:6]
     predictions,_ = learn.get_preds(dl=learn.dls.test_dl(test), act=nn.Identity())
     images = test.images[:, None]/255
-    views = cluster_views(images, learn.recluster.clusterer(images[:, 0]))
+    views = cluster_views(images, learn.recluster.clusterer(images))
     with torch.no_grad(): expected = learn.model(views).unflatten(0, (6, 4)).mean(1)
     assert torch.allclose(predictions, expected, atol=1e-5)
 
 def test_other_loaders_are_clustered_batch_by_batch(model):
-    "Loaders without cluster maps, of colour-free images of another size"
+    "Loaders without cluster maps, of images of another size"
     from fastai.data.core import DataLoaders
     from torch.utils.data import TensorDataset
     from fastai.data.load import DataLoader
@@ -200,5 +203,5 @@ def test_cancelled_fit_leaves_a_working_learner(faces, model):
 def test_mistakes(faces, model):
     with pytest.raises(ValueError, match='choose one of'): ReclusterCallback(Clusterer(model), perturb='blur')
     with pytest.raises(ValueError, match='at least 1'): ReclusterCallback(Clusterer(model), every=0)
-    with pytest.raises(ValueError, match='call fit'): Clusterer(model)(faces.images[:2])
-    with pytest.raises(ValueError, match='n_clusters'): Clusterer(model, n_clusters=50, keep=.01).fit(faces.images[:2], faces.images[:2])
+    with pytest.raises(ValueError, match='call fit'): Clusterer(model)(faces.images[:2, None])
+    with pytest.raises(ValueError, match='n_clusters'): Clusterer(model, n_clusters=50, keep=.01).fit(faces.images[:2, None], faces.images[:2])

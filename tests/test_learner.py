@@ -1,0 +1,122 @@
+"The three learners: what their presets mean, what they save, and what they say about mistakes"
+import warnings
+
+import pytest
+import torch
+from fastai.vision.all import AvgMetric, Callback, DataLoader, DataLoaders, ImageDataLoaders, Resize, load_learner
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2.functional import ten_crop
+
+from fer_perturb.attention import AttendedStage, SpatialAttention, saliency_kinds
+from fer_perturb.backbones import create_backbone
+from fer_perturb.data import EraseRandom, FaceAugment, face_block
+from fer_perturb.learner import Scheme, TenCrop, attention_learner, face_learner, perturb_learner, precision_callbacks, schemes
+from fer_perturb.perturb import perturbations
+from fer_perturb.toyfaces import toy_faces
+
+
+def quiet_fit(learn, epochs=1, lr=1e-3):
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr)
+    return learn
+
+@pytest.fixture(scope='session')
+def faces():
+    return toy_faces(140, seed=5)
+
+@pytest.fixture
+def dls(faces): return face_block(batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(faces, bs=32)
+
+@pytest.fixture(scope='module')
+def phase1(faces): return quiet_fit(attention_learner(face_block().dataloaders(faces, bs=32)))
+
+def test_presets_name_existing_parts():
+    for scheme in schemes.values():
+        assert scheme.saliency in saliency_kinds and scheme.perturb in perturbations and 0<=scheme.p<=1 and 0<scheme.keep<=1
+    assert set(schemes)=={'ours', 'paper', 'released'} and schemes['ours']==Scheme()
+
+@pytest.mark.parametrize('scheme', list(schemes))
+def test_every_reading_trains_and_predicts(dls, faces, scheme):
+    learn = quiet_fit(perturb_learner(dls, scheme=scheme))
+    probabilities,labels = learn.get_preds(dl=learn.dls.test_dl(faces[:9], with_labels=True))
+    assert probabilities.shape==(9, 7) and torch.allclose(probabilities.sum(1), torch.ones(9), atol=1e-4)
+    assert torch.equal(labels.long(), faces.labels[:9])
+
+def test_erasing_makes_way_for_dropping(dls, phase1):
+    def erases(learn): return any(isinstance(t, EraseRandom) for t in learn.dls.train.after_batch.fs)
+    assert erases(face_learner(dls)) and not erases(perturb_learner(dls, attention=phase1))
+    assert erases(perturb_learner(dls, attention=phase1, erase=True)) and erases(perturb_learner(dls, attention=phase1, scheme='paper'))
+
+def test_fields_of_a_scheme_can_be_overridden(dls, phase1):
+    recluster = perturb_learner(dls, attention=phase1, n_clusters=4, keep=.2, p=.3, every=2, feature='attention').recluster
+    assert (recluster.p, recluster.every, recluster.clusterer.n_clusters, recluster.clusterer.keep, recluster.clusterer.feature)==(.3, 2, 4, .2, 'attention')
+
+def test_frozen_attention_stays_frozen(dls, phase1):
+    before = {name: t.clone() for name,t in phase1.model.state_dict().items()}
+    quiet_fit(perturb_learner(dls, attention=phase1))
+    assert all(torch.equal(t, before[name]) for name,t in phase1.model.state_dict().items())
+
+def test_input_attention_sees_the_image(dls):
+    learn = attention_learner(dls, attention='input')
+    stage, = [m for m in learn.model.modules() if isinstance(m, AttendedStage)]
+    assert isinstance(stage.stage, nn.Identity) and type(stage.attention) is SpatialAttention
+
+def test_export_keeps_attention_and_centroids_and_no_images(dls, faces, phase1, tmp_path):
+    learn = quiet_fit(perturb_learner(dls, attention=phase1, views=True))
+    expected = learn.get_preds(dl=learn.dls.test_dl(faces[:5]))[0]
+    learn.path = tmp_path
+    learn.export('p.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        loaded = load_learner(tmp_path/'p.pkl')
+    assert torch.allclose(loaded.get_preds(dl=loaded.dls.test_dl(faces[:5]))[0], expected, atol=.01) # bfloat16 rounds differently in another memory layout
+    Image.new('RGB', (90, 60), 'gray').save(tmp_path/'photo.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        emotion,index,probabilities = loaded.predict(tmp_path/'photo.png')
+    assert emotion==learn.dls.vocab[index] and len(probabilities)==7
+    weights = sum(p.numel()*p.element_size() for m in (learn.model, phase1.model) for p in m.state_dict().values())
+    assert (tmp_path/'p.pkl').stat().st_size<weights + faces.images.numel()
+
+def test_colour_images_of_another_size_and_other_classes(tmp_path):
+    for name in ('yes', 'no'):
+        (tmp_path/name).mkdir()
+        for i in range(10): Image.new('RGB', (70, 50), (20*i, 100, 200 if name=='yes' else 20)).save(tmp_path/name/f'{i}.png')
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.2, seed=0, item_tfms=Resize(32), bs=8, num_workers=0)
+    phase1 = quiet_fit(attention_learner(dls))
+    learn = quiet_fit(perturb_learner(dls, attention=phase1))
+    assert learn.get_preds()[0].shape==(4, 2)
+    assert quiet_fit(perturb_learner(dls)).get_preds()[0].shape==(4, 2)
+
+def test_ten_crops_are_averaged(dls, faces):
+    learn = quiet_fit(face_learner(dls))
+    got = learn.get_preds(dl=learn.dls.test_dl(faces[:4]), cbs=TenCrop(40), act=nn.Identity())[0]
+    images,model = faces.images[:4, None]/255,learn.model.eval().float()
+    with torch.no_grad(): expected = torch.stack([model(crop) for crop in ten_crop(images, [40, 40])]).mean(0)
+    assert torch.allclose(got, expected, atol=.05) and not torch.allclose(got, model(images), atol=.05)
+
+def test_fit_paper_lowers_the_rate_when_accuracy_stops_rising(faces):
+    class Flat(AvgMetric):
+        def __init__(self): super().__init__(lambda *_: torch.tensor(.5))
+        @property
+        def name(self): return 'accuracy'
+    rates = []
+    class Watch(Callback):
+        order = 99
+        def after_epoch(self): rates.append(self.opt.hypers[0]['lr'])
+    learn = face_learner(face_block().dataloaders(faces, bs=64), metrics=[Flat()])
+    with learn.no_bar(), learn.no_logging(): learn.fit_paper(8, cbs=Watch())
+    assert learn.opt.opt.defaults['nesterov'] and learn.opt.opt.defaults['momentum']==.9
+    assert rates==pytest.approx([.01]*6 + [.0075]*2)
+
+def test_precision_by_device(): assert [type(cb).__name__ for cb in precision_callbacks('cuda')]==['ChannelsLast', 'MixedPrecision']
+
+def test_mistakes(dls, faces, phase1):
+    with pytest.raises(ValueError, match='choose one of ours'): perturb_learner(dls, scheme='mine')
+    with pytest.raises(ValueError, match='691 attention pixels'): perturb_learner(dls, attention=phase1, n_clusters=700)
+    with pytest.raises(ValueError, match='choose 1 to'): perturb_learner(dls, attention=phase1, n_clusters=0)
+    with pytest.raises(ValueError, match='has no attention'): perturb_learner(dls, attention=create_backbone('slim_resnet18'))
+    with pytest.raises(ValueError, match="or 'self'"): perturb_learner(dls, attention='resnet18')
+    with pytest.raises(ValueError, match='frozen attention'): perturb_learner(dls, perturb='stack')
+    with pytest.raises(ValueError, match='did you mean'): face_learner(dls, 'resnet-18')
+    with pytest.raises(ValueError, match='have no classes'): face_learner(DataLoaders(DataLoader(faces.images, bs=4)))
