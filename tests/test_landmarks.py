@@ -1,0 +1,60 @@
+"Regions lie where the landmarks are, and the landmark share means what it says"
+import numpy as np
+import pytest
+import torch
+
+from fer_perturb.data import REGIONS
+from fer_perturb.landmarks import add_landmarks, centre_prior, landmark_groups, landmark_regions, landmark_share, salient_pixels
+from fer_perturb.toyfaces import draw_faces
+
+
+@pytest.fixture(scope='module')
+def drawn(): return draw_faces(torch.arange(7).repeat(4), seed=3)
+
+def test_every_landmark_lies_in_its_region(drawn):
+    regions = landmark_regions(drawn.landmarks)
+    names = dict(right_brow='brows', left_brow='brows', right_eye='eyes', left_eye='eyes', nose='nose', mouth='mouth')
+    for group,name in names.items():
+        points = drawn.landmarks[:, list(landmark_groups[group])].round().long()
+        inside = ((points>=0)&(points<48)).all(-1)
+        hit = regions[torch.arange(len(points))[:, None].expand_as(inside)[inside], points[inside][:, 1], points[inside][:, 0]]
+        assert (hit==REGIONS.index(name)).float().mean()>.85, group
+
+def test_regions_move_with_the_landmarks(drawn):
+    moved = landmark_regions(drawn.landmarks+torch.tensor([3., -2.]))
+    assert torch.equal(moved[:, :-2, 3:], landmark_regions(drawn.landmarks)[:, 2:, :-3])
+
+def test_share_of_chance_all_and_nothing():
+    regions = torch.zeros(50, 48, 48, dtype=torch.uint8)
+    regions[:, :24, :12] = 1
+    assert landmark_share(regions>0, regions)==pytest.approx(8)
+    assert landmark_share(regions==0, regions)==0
+    assert landmark_share(torch.rand(50, 48, 48)<.3, regions)==pytest.approx(1, abs=.05)
+
+def test_images_without_landmarks_do_not_count():
+    regions = torch.zeros(2, 48, 48, dtype=torch.uint8)
+    regions[0, :10] = 1
+    assert landmark_share(torch.ones(2, 48, 48, dtype=torch.bool), regions)==pytest.approx(1)
+    with pytest.raises(ValueError, match='landmarks are known'): landmark_share(regions>0, regions[1:].expand(2, -1, -1))
+
+def test_salient_pixels_are_the_highest_and_equally_many():
+    saliency = torch.rand(5, 48, 48)
+    chosen = salient_pixels(saliency, .15)
+    assert (chosen.flatten(1).sum(1)==346).all()
+    for s,c in zip(saliency, chosen): assert s[c].min()>=s[~c].max()
+    with pytest.raises(ValueError, match='at most 1'): salient_pixels(saliency, 30)
+
+def test_centre_prior_is_round_and_highest_in_the_middle():
+    prior = centre_prior(48)[0]
+    assert torch.equal(prior, prior.T) and torch.allclose(prior, prior.flip(0)) and prior[23:25, 23:25].amin()==prior.max()
+
+def test_landmarks_are_matched_by_name(faces, drawn, tmp_path):
+    names = list(reversed(faces.names[:7]))
+    np.savez(tmp_path/'l.npz', names=names, landmarks=drawn.landmarks[:7].numpy(), detected=np.array([True]*6 + [False]))
+    data = add_landmarks(faces[:7], tmp_path/'l.npz')
+    assert torch.equal(data.regions[1:], landmark_regions(drawn.landmarks[:6]).flip(0)) and data.regions[0].eq(0).all()
+    with pytest.raises(ValueError, match='of another set'): add_landmarks(faces, tmp_path/'l.npz')
+    with pytest.raises(FileNotFoundError, match='no landmarks at'): add_landmarks(faces, tmp_path/'nowhere.npz')
+    np.savez(tmp_path/'poor.npz', names=names)
+    with pytest.raises(ValueError, match='has no landmarks, detected'): add_landmarks(faces[:7], tmp_path/'poor.npz')
+    with pytest.raises(ValueError, match='68 points'): landmark_regions(drawn.landmarks[:, :60])
