@@ -45,7 +45,7 @@ def render(notebook):
         directives,body = split_directives(cell.source)
         if cell.cell_type=='raw' or not body or directives & hidden: continue
         if cell.cell_type=='markdown': blocks.append(markdown(body))
-        else: blocks += [f'```python\n{body}\n```', *outputs(cell)]
+        else: blocks += [f'```python\n{body}\n```', *([] if 'output: false' in directives else outputs(cell))]
     return '\n\n'.join(blocks) + '\n'
 
 if __name__=='__main__':

@@ -6,7 +6,8 @@
 __all__ = ['EMOTIONS', 'USAGES', 'REGIONS', 'Face', 'image_suffixes', 'FERData', 'to_gray', 'read_image', 'parse_paths',
            'fill_usage', 'from_zip', 'from_folder', 'from_csv', 'cache_folder', 'save_faces', 'read_faces',
            'load_faces', 'download_fer2013', 'TensorFace', 'ToFace', 'ToClusters', 'ToLabel', 'FaceBlock',
-           'ClusterBlock', 'FaceLoader', 'usage_splitter', 'face_block', 'FaceAugment', 'EraseRandom']
+           'ClusterBlock', 'FaceLoader', 'usage_splitter', 'face_block', 'draw_uniform', 'random_affine', 'warp',
+           'relight', 'FaceAugment', 'erase_rectangles', 'EraseRandom']
 
 # %% ../nbs/00_data.ipynb #3387f35a
 import csv, hashlib, io, os, random, re, warnings, zipfile
@@ -407,62 +408,106 @@ def face_block(
     return DataBlock(blocks=blocks, n_inp=1+clusters, splitter=usage_splitter, batch_tfms=batch_tfms)
 
 # %% ../nbs/00_data.ipynb #4c7aad43
+def draw_uniform(
+    n:int, # how many
+    low:float, # lowest value
+    high:float, # highest value
+    p:float, # chance of a draw; else the value is 0
+    device:torch.device, # where the values are needed
+)->Tensor: # (n,) float32
+    "Random numbers, each drawn with a chance of p only"
+    return torch.where(torch.rand(n, device=device)<p, torch.rand(n, device=device)*(high-low)+low, 0.)
+
+def random_affine(
+    n:int, # images
+    device:torch.device, # where the matrices are needed
+    max_rotate:float=10., # largest rotation, degrees
+    max_zoom:float=1.1, # largest enlargement
+    max_shift:float=0.083, # largest shift, as a fraction of the side: 0.083 is 4 of 48 pixels, a random 40-pixel crop's play
+    p:float=0.75, # chance of each of the three
+    flip:bool=True, # mirror half of the images
+)->Tensor: # (n,2,3) float32, for `warp`
+    "Random flips, rotations, zooms and shifts"
+    angle = draw_uniform(n, -max_rotate, max_rotate, p, device)*(math.pi/180)
+    scale = 1/(1 + draw_uniform(n, 0., max_zoom-1, p, device))
+    mirror = 1 - 2*(torch.rand(n, device=device)<0.5*flip).float()
+    dx,dy = (draw_uniform(n, -2*max_shift, 2*max_shift, p, device) for _ in range(2))
+    cos,sin = angle.cos()*scale,angle.sin()*scale
+    return torch.stack([cos*mirror, -sin, dx, sin*mirror, cos, dy], dim=1).view(n, 2, 3)
+
+def warp(
+    images:Tensor, # (n,c,h,w) float
+    matrices:Tensor, # (n,2,3), from `random_affine`
+    mode:str='bilinear', # 'bilinear', or 'nearest' for maps of numbers
+    padding_mode:str='reflection', # what comes in from outside: 'reflection', or 'zeros'
+)->Tensor: # (n,c,h,w)
+    "Move the pixels of each image"
+    grid = F.affine_grid(matrices.to(images.dtype), images.shape, align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
+
+# %% ../nbs/00_data.ipynb #2272a1d5
+def relight(
+    images:Tensor, # (n,c,h,w) in [0,1]
+    max_lighting:float=0.2, # largest change of brightness and of contrast
+    p:float=0.75, # chance of each of the two
+)->Tensor: # (n,c,h,w) in [0,1]
+    "Random brightness and contrast of each image"
+    n,device = len(images),images.device
+    offset = (0.5 + draw_uniform(n, -0.5*max_lighting, 0.5*max_lighting, p, device)).logit()
+    factor = draw_uniform(n, math.log(1-max_lighting), -math.log(1-max_lighting), p, device).exp()
+    return (images.clamp(1e-3, 1-1e-3).logit()*factor.view(n,1,1,1) + offset.view(n,1,1,1)).sigmoid()
+
+# %% ../nbs/00_data.ipynb #aaa27673
 class FaceAugment(RandTransform):
-    "Random flip, rotation, zoom, shift and lighting of whole batches, of images and cluster maps alike"
+    "Random flip, rotation, zoom, shift and lighting of whole batches; cluster maps move with their images"
     order,split_idx = 20,0
     def __init__(self,
         max_rotate:float=10., # largest rotation, degrees
         max_zoom:float=1.1, # largest enlargement
-        max_shift:float=0.083, # largest shift, as a fraction of the side: 0.083 is 4 of 48 pixels, a random 40-pixel crop's play
+        max_shift:float=0.083, # largest shift, as a fraction of the side
         max_lighting:float=0.2, # largest change of brightness and contrast
-        p_affine:float=0.75, # chance that an image is rotated, zoomed and shifted
-        p_lighting:float=0.75, # chance that an image's lighting is changed
+        p_affine:float=0.75, # chance of rotation, of zoom and of shift
+        p_lighting:float=0.75, # chance of brightness and of contrast
         flip:bool=True, # mirror half of the images
     ):
         store_attr()
         super().__init__(p=1.)
     def before_call(self, b, split_idx):
         image = b[0] if isinstance(b, tuple) else b
-        n,device = len(image),image.device
-        def draw(low, high, p): return torch.where(torch.rand(n, device=device)<p, torch.empty(n, device=device).uniform_(low, high), 0.)
-        angle = draw(-self.max_rotate, self.max_rotate, self.p_affine)*(math.pi/180)
-        scale = 1/(1 + draw(0., self.max_zoom-1, self.p_affine))
-        mirror = torch.where(torch.rand(n, device=device)<0.5*self.flip, -1., 1.)
-        dx,dy = (draw(-2*self.max_shift, 2*self.max_shift, self.p_affine) for _ in range(2))
-        cos,sin = angle.cos()*scale,angle.sin()*scale
-        self.theta = torch.stack([cos*mirror, -sin, dx, sin*mirror, cos, dy], dim=1).view(n, 2, 3)
-        self.brightness = draw(0.5*(1-self.max_lighting), 0.5*(1+self.max_lighting), self.p_lighting)
-        self.brightness = torch.where(self.brightness==0, 0.5, self.brightness).logit().view(n,1,1,1)
-        self.contrast = draw(math.log(1-self.max_lighting), -math.log(1-self.max_lighting), self.p_lighting).exp().view(n,1,1,1)
-    def _warp(self, x, **kwargs):
-        grid = F.affine_grid(self.theta.to(x.dtype), (len(x), 1, *x.shape[-2:]), align_corners=False)
-        return F.grid_sample(x, grid, align_corners=False, **kwargs)
+        self.matrices = random_affine(len(image), image.device, self.max_rotate, self.max_zoom, self.max_shift, self.p_affine, self.flip)
     def encodes(self, x:TensorImage):
-        plain = self._warp(x.as_subclass(Tensor), mode='bilinear', padding_mode='reflection')
-        logits = plain.clamp(1e-3, 1-1e-3).logit()*self.contrast + self.brightness
-        return logits.sigmoid().as_subclass(type(x))
+        images = warp(x.as_subclass(Tensor), self.matrices)
+        if self.max_lighting: images = relight(images, self.max_lighting, self.p_lighting)
+        return images.as_subclass(type(x))
     def encodes(self, x:TensorMask):
-        return self._warp(x.as_subclass(Tensor)[:,None].float(), mode='nearest', padding_mode='zeros')[:,0].to(x.dtype).as_subclass(type(x))
+        maps = warp(x.as_subclass(Tensor)[:,None].float(), self.matrices, mode='nearest', padding_mode='zeros')
+        return maps[:,0].to(x.dtype).as_subclass(type(x))
 
 # %% ../nbs/00_data.ipynb #f351cee7
+def erase_rectangles(
+    images:Tensor, # (n,c,h,w) in [0,1]
+    p:float=0.5, # chance that an image loses a rectangle
+    min_area:float=0.02, # smallest area, as a fraction of the image
+    max_area:float=0.4, # largest area
+    min_aspect:float=0.3, # smallest ratio of the sides; the largest is its inverse
+)->Tensor: # (n,c,h,w)
+    "Fill one random rectangle of an image with noise"
+    (n,_,h,w),device = images.shape,images.device
+    area,aspect,x,y = torch.rand(4, n, 1, device=device)
+    area,aspect = min_area + area*(max_area-min_area),torch.exp((2*aspect-1)*-math.log(min_aspect))
+    height,width = (area*aspect).sqrt().clamp(max=1)*h,(area/aspect).sqrt().clamp(max=1)*w
+    top,left = y*(h-height),x*(w-width)
+    rows,columns = torch.arange(h, device=device)+0.5,torch.arange(w, device=device)+0.5
+    inside = ((rows>=top) & (rows<top+height))[:,None,:,None] & ((columns>=left) & (columns<left+width))[:,None,None,:]
+    erased = inside & (torch.rand(n, 1, 1, 1, device=device)<p)
+    return torch.where(erased, torch.rand_like(images), images)
+
 class EraseRandom(RandTransform):
-    "Random erasing (Zhong et al. 2020): one rectangle of each image, with probability p, becomes noise"
+    "Random erasing (Zhong et al. 2020)"
     order,split_idx = 100,0
     def __init__(self,
         p:float=0.5, # chance that an image loses a rectangle
-        min_area:float=0.02, # smallest area, as a fraction of the image
-        max_area:float=0.4, # largest area
-        min_aspect:float=0.3, # smallest ratio of the sides; the largest is its inverse
     ):
-        self.erase_p,self.min_area,self.max_area,self.min_aspect = p,min_area,max_area,min_aspect
+        self.erase_p = p
         super().__init__(p=1.)
-    def encodes(self, x:TensorImage):
-        plain,(n,c,h,w) = x.as_subclass(Tensor),x.shape
-        def draw(low, high): return torch.empty(n, 1, device=x.device).uniform_(low, high)
-        area,aspect = draw(self.min_area, self.max_area),draw(math.log(self.min_aspect), -math.log(self.min_aspect)).exp()
-        height,width = (area*aspect).sqrt().clamp(max=1)*h,(area/aspect).sqrt().clamp(max=1)*w
-        top,left = draw(0, 1)*(h-height),draw(0, 1)*(w-width)
-        y,x0 = torch.arange(h, device=x.device)+0.5,torch.arange(w, device=x.device)+0.5
-        erased = (((y>=top) & (y<top+height))[:,None,:,None] & ((x0>=left) & (x0<left+width))[:,None,None,:]
-                  & (torch.rand(n,1,1,1, device=x.device)<self.erase_p))
-        return torch.where(erased, torch.rand_like(plain), plain).as_subclass(type(x))
+    def encodes(self, x:TensorImage): return erase_rectangles(x.as_subclass(Tensor), self.erase_p).as_subclass(type(x))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attention import saliency_maps
 from .data import FERData, ToClusters
-from .kmeans import cluster_maps, eq1_features, kmeans, shared_centroids
+from .kmeans import cluster_maps, eq1_features, kmeans, lloyd, shared_centroids
 
 # %% ../nbs/06_perturb.ipynb #f1381b00
 def intensity(
@@ -56,8 +56,8 @@ class Clusterer:
         if self.one_map: images,saliency = (o.float().mean(0, keepdim=True).div(255 if o.dtype==torch.uint8 else 1) for o in (images, saliency))
         points,pixels = self._features(images, saliency)
         if self.centroids is None: self.centroids = shared_centroids(points, self.n_clusters, seed=seed)
-        else: self.centroids = kmeans(points.flatten(0, 1)[None], self.centroids.to(points.device)).centroids[0]
-        if self.one_map: self.map = cluster_maps(kmeans(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
+        else: self.centroids = kmeans(points.flatten(0, 1)[None], centroids=self.centroids.to(points.device)).centroids[0]
+        if self.one_map: self.map = cluster_maps(lloyd(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
         return self
     def __call__(self,
         images:Tensor, # (n,c,h,w) in [0,1], or uint8
@@ -68,7 +68,7 @@ class Clusterer:
         if self.one_map: return resize_clusters(self.map, images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
         if saliency is None: saliency = self.saliency_of(images)
         points,pixels = self._features(images, saliency)
-        labels = kmeans(points, self.centroids.to(points.device), n_iter=self.refine).labels
+        labels = lloyd(points, self.centroids.to(points.device), n_iter=self.refine).labels
         return cluster_maps(labels, pixels, images.shape[-2:])
 
 def resize_clusters(
