@@ -442,8 +442,10 @@ def warp(
     padding_mode:str='reflection', # what comes in from outside: 'reflection', or 'zeros'
 )->Tensor: # (n,c,h,w)
     "Move the pixels of each image"
-    grid = F.affine_grid(matrices.to(images.dtype), images.shape, align_corners=False)
-    return F.grid_sample(images, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
+    x,y = ((torch.arange(size, device=images.device)*2 + 1)/size - 1 for size in (images.shape[-1], images.shape[-2])) # pixel centres in [-1,1]
+    a,b,c = matrices.to(images.dtype)[...,None,None].unbind(2) # (n,2,1,1) each
+    places = (x*a + c) + y[:,None]*b # (n,2,h,w), laid out plane by plane, which is what vectorises
+    return F.grid_sample(images, places.permute(0, 2, 3, 1), mode=mode, padding_mode=padding_mode, align_corners=False)
 
 # %% ../nbs/00_data.ipynb #2272a1d5
 def relight(
@@ -491,16 +493,16 @@ def erase_rectangles(
     max_area:float=0.4, # largest area
     min_aspect:float=0.3, # smallest ratio of the sides; the largest is its inverse
 )->Tensor: # (n,c,h,w)
-    "Fill one random rectangle of an image with noise"
+    "Fill one random rectangle of an image with noise, which is the same for the images of a batch and new for each batch"
     (n,_,h,w),device = images.shape,images.device
     area,aspect,x,y = torch.rand(4, n, 1, device=device)
     area,aspect = min_area + area*(max_area-min_area),torch.exp((2*aspect-1)*-math.log(min_aspect))
     height,width = (area*aspect).sqrt().clamp(max=1)*h,(area/aspect).sqrt().clamp(max=1)*w
     top,left = y*(h-height),x*(w-width)
     rows,columns = torch.arange(h, device=device)+0.5,torch.arange(w, device=device)+0.5
-    inside = ((rows>=top) & (rows<top+height))[:,None,:,None] & ((columns>=left) & (columns<left+width))[:,None,None,:]
-    erased = inside & (torch.rand(n, 1, 1, 1, device=device)<p)
-    return torch.where(erased, torch.rand_like(images), images)
+    down,across = (rows>=top) & (rows<top+height) & (torch.rand(n, 1, device=device)<p),(columns>=left) & (columns<left+width)
+    inside = down.to(images.dtype)[:,None,:,None]*across.to(images.dtype)[:,None,None,:]
+    return images.lerp(torch.rand_like(images[:1]), inside)
 
 class EraseRandom(RandTransform):
     "Random erasing (Zhong et al. 2020)"

@@ -113,18 +113,20 @@ def plain_step(
 # %% ../nbs/05_kmeans.ipynb #acfdfff9
 def fused_step(
     coordinates:Tensor, # (b,d,n) float32
-    mass:Tensor, # (b,d+1,n) float32: weighted coordinates, weights
+    weights:Tensor, # (b,n) float32, or None
     centroids:Tensor, # (b,k,d) float32
     handicap:Tensor, # (b,k,1) float32
 )->Tensor: # (b,k,d), moved
     "The same step as `plain_step`, elementwise, made for `torch.compile`"
     _,k,d = centroids.shape
-    distances = [sum((coordinates[:,i]-centroids[:,j,i,None])**2 for i in range(d)) + handicap[:,j] for j in range(k)]
-    lowest,labels = distances[0],torch.zeros_like(distances[0])
+    slopes,offsets = -2*centroids,centroids.square().sum(-1) + handicap[...,0]
+    scores = [sum(coordinates[:,i]*slopes[:,j,i,None] for i in range(d)) + offsets[:,j,None] for j in range(k)]
+    lowest,labels = scores[0],torch.zeros_like(scores[0])
     for j in range(1, k):
-        closer = distances[j]<lowest
-        lowest,labels = torch.where(closer, distances[j], lowest),torch.where(closer, float(j), labels)
-    sums = [torch.stack([((labels==j)*mass[:,i]).sum(-1) for i in range(d+1)], -1) for j in range(k)]
+        closer = scores[j]<lowest
+        lowest,labels = torch.where(closer, scores[j], lowest),torch.where(closer, float(j), labels)
+    def total(values, mask): return torch.where(mask, values if weights is None else weights*values, 0.).sum(-1)
+    sums = [torch.stack([total(coordinates[:,i], labels==j) for i in range(d)] + [total(torch.ones_like(lowest), labels==j)], -1) for j in range(k)]
     return move_centroids(torch.stack(sums, 1), centroids)
 
 # %% ../nbs/05_kmeans.ipynb #2ca4a7b9
@@ -144,16 +146,17 @@ class FusedStep:
         return self.spent>self.price and points.device.type=='cpu' and b>=256 and n_clusters*(d+1)<=24
     def __call__(self,
         coordinates:Tensor, # (b,d,n) float32
-        mass:Tensor, # (b,d+1,n) float32
+        weights:Tensor, # (b,n) float32, or None; for `fused_step`
+        mass:Tensor, # (b,d+1,n) float32; for `plain_step`, as are the scores
         centroids:Tensor, # (b,k,d) float32
         handicap:Tensor, # (b,k,1) float32
-        scores:Tensor, # (b,k,n) float32, used by `plain_step` only
+        scores:Tensor, # (b,k,n) float32
     )->Tensor: # (b,k,d), moved
         "One step"
         if not self.failed:
             try:
                 if self.compiled is None: self.compiled = torch.compile(fused_step, dynamic=True, fullgraph=True)
-                return self.compiled(coordinates, mass, centroids, handicap)
+                return self.compiled(coordinates, weights, centroids, handicap)
             except Exception as e: # whatever a compiler on somebody's machine can come up with
                 self.failed = True
                 warn(f'k-means runs uncompiled, a little slower: torch.compile failed ({type(e).__name__}); it needs a C++ compiler, or Triton on a GPU')
@@ -184,23 +187,24 @@ def lloyd_slice(
     centroids:Tensor, # (b,k,d) float32
     weights:Tensor, # (b,n), or None
     n_iter:int, # steps
-    step, # `plain_step` or a `FusedStep`
+    fuse:bool, # use `fused`
 )->tuple: # labels (b,n) float32, centroids (b,k,d), inertia (b,)
     "Lloyd's algorithm for images that fit into memory together"
     coordinates = points.float().transpose(1, 2).contiguous()
     centre = coordinates.mean(2, keepdim=True)
     coordinates,centroids = coordinates-centre,centroids-centre.transpose(1, 2)
+    numbers = torch.arange(centroids.shape[1], dtype=torch.float32, device=points.device)
+    handicap = torch.linalg.vector_norm(coordinates, dim=(1, 2)).square()[:,None,None]*(1e-6/points.shape[1]*numbers[:,None])
     if weights is None: mass = torch.cat([coordinates, torch.ones_like(coordinates[:,:1])], 1)
     else: mass = torch.cat([coordinates*weights[:,None], weights[:,None]], 1)
-    numbers = torch.arange(centroids.shape[1], dtype=torch.float32, device=points.device)
-    handicap = 1e-6/points.shape[1]*coordinates.square().sum((1, 2))[:,None,None]*numbers[:,None]
     scores = coordinates.new_empty(len(points), centroids.shape[1], points.shape[1])
-    for _ in range(n_iter): centroids = step(coordinates, mass, centroids, handicap, scores)
+    for _ in range(n_iter):
+        if fuse: centroids = fused(coordinates, weights, mass, centroids, handicap, scores)
+        else: centroids = plain_step(coordinates, mass, centroids, handicap, scores)
     one_hot = nearest_one_hot(coordinates, centroids, handicap, scores)
-    labels = numbers @ one_hot
-    squares = torch.baddbmm(coordinates, centroids.transpose(1, 2), one_hot, alpha=-1).square_()
-    if weights is not None: squares.mul_(weights[:,None])
-    return labels,centroids+centre.transpose(1, 2),squares.sum((1, 2))
+    offsets = torch.baddbmm(coordinates, centroids.transpose(1, 2), one_hot, alpha=-1)
+    if weights is not None: offsets.mul_(weights.sqrt()[:,None])
+    return numbers @ one_hot,centroids+centre.transpose(1, 2),torch.linalg.vector_norm(offsets, dim=(1, 2)).square()
 
 @torch.no_grad()
 def lloyd(
@@ -221,7 +225,7 @@ def lloyd(
         (((b,n), torch.int64), ((b,k,d), torch.float32), ((b,), torch.float32))))
     with torch.autocast(points.device.type, enabled=False):
         for rows in image_slices(b, 4*n*(3*d+k+3), points.device, chunk):
-            part = lloyd_slice(points[rows], centroids[rows], None if weights is None else weights[rows], n_iter, fused if compiled else plain_step)
+            part = lloyd_slice(points[rows], centroids[rows], None if weights is None else weights[rows], n_iter, compiled)
             for whole,values in zip(result, part): whole[rows] = values
     return result
 

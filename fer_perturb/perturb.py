@@ -67,6 +67,8 @@ class Clusterer:
         if self.centroids is None: raise ValueError('the centroids are not known yet: call fit, or train for an epoch')
         if self.one_map: return resize_clusters(self.map, images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
         if saliency is None: saliency = self.saliency_of(images)
+        return torch.cat([self._clusters_of(*part) for part in zip(images.split(2048), saliency.split(2048))])
+    def _clusters_of(self, images, saliency):
         points,pixels = self._features(images, saliency)
         labels = lloyd(points, self.centroids.to(points.device), n_iter=self.refine).labels
         return cluster_maps(labels, pixels, images.shape[-2:])
