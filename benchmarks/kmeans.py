@@ -11,17 +11,17 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fer_perturb.attention import saliency_maps
-from fer_perturb.kmeans import eq1_features, lloyd, shared_centroids
+from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
 
 from .common import Goal, Table, available, bench_extra, compare, ratio, spread
 from .training import frozen_attention
 
 n_clusters,n_iter = 3,10
 
-# competitors: (b,n,d) points and (k,d) start -> (b,k,d) centroids after `n_iter` steps
+# competitors: (b,n,d) points and (b,k,d) start -> (b,k,d) centroids after `n_iter` steps
 
 def naive_torch(points, start):
-    centroids = start.expand(len(points), -1, -1)
+    centroids = start
     for _ in range(n_iter):
         one_hot = F.one_hot(torch.cdist(points, centroids).argmin(-1), n_clusters).float()
         total = one_hot.sum(1)[...,None]
@@ -29,33 +29,31 @@ def naive_torch(points, start):
     return centroids
 
 def scikit_learn(points, start):
-    points,start = points.numpy(),start.numpy()
-    return np.stack([KMeans(n_clusters, init=start, n_init=1, max_iter=n_iter, tol=0, algorithm='lloyd').fit(p).cluster_centers_ for p in points])
+    fit = lambda p, s: KMeans(n_clusters, init=s, n_init=1, max_iter=n_iter, tol=0, algorithm='lloyd').fit(p).cluster_centers_
+    return np.stack([fit(p, s) for p,s in zip(points.numpy(), start.numpy())])
 
 def scipy(points, start):
-    points,start = points.numpy(),start.numpy()
-    return np.stack([kmeans2(p, start, iter=n_iter, minit='matrix')[0] for p in points])
+    return np.stack([kmeans2(p, s, iter=n_iter, minit='matrix')[0] for p,s in zip(points.numpy(), start.numpy())])
 
 def fast_pytorch_kmeans(points, start):
     from fast_pytorch_kmeans import KMeans as FastKMeans
-    def fit(p):
+    def fit(p, s):
         model = FastKMeans(n_clusters, max_iter=n_iter, tol=0)
-        model.fit(p, centroids=start)
+        model.fit(p, centroids=s)
         return model.centroids
-    return torch.stack([fit(p) for p in points])
+    return torch.stack([fit(p, s) for p,s in zip(points, start)])
 
 def faiss(points, start):
     from faiss import Kmeans
-    points,start = points.numpy(),start.numpy()
-    def fit(p):
+    def fit(p, s):
         model = Kmeans(p.shape[1], n_clusters, niter=n_iter, min_points_per_centroid=1, max_points_per_centroid=len(p))
-        model.train(p, init_centroids=start)
+        model.train(p, init_centroids=s)
         return model.centroids
-    return np.stack([fit(p) for p in points])
+    return np.stack([fit(p, s) for p,s in zip(points.numpy(), start.numpy())])
 
 def flash_kmeans(points, start):
     from flash_kmeans.torch_fallback import batch_kmeans_Euclid_torch_native # its Triton kernels need a GPU
-    return batch_kmeans_Euclid_torch_native(points, n_clusters, max_iters=n_iter, init_centroids=start.repeat(len(points), 1, 1))[1]
+    return batch_kmeans_Euclid_torch_native(points, n_clusters, max_iters=n_iter, init_centroids=start)[1]
 
 def ours(points, start, compiled): return lloyd(points, start, n_iter=n_iter, compiled=compiled).centroids
 
@@ -75,9 +73,9 @@ def inertia(
 
 def attention_points(
     data, # FERData
-)->tuple: # points (b,n,3) of Eq. 1, shared centroids (k,3)
+)->tuple: # points (b,n,3) of Eq. 1, k-means++ start (b,k,3)
     points,_ = eq1_features(data.images, saliency_maps(frozen_attention(), data.images[:,None]))
-    return points,shared_centroids(points, n_clusters)
+    return points,kmeans_plus_plus(points, n_clusters, generator=torch.Generator().manual_seed(0))
 
 @contextmanager
 def threads(
@@ -91,7 +89,7 @@ def threads(
 
 def table(
     points:Tensor, # (b,n,d)
-    start:Tensor, # (k,d)
+    start:Tensor, # (b,k,d)
     rounds:int, # turns of each
 )->Table:
     found,excuses = {},{}
@@ -128,7 +126,7 @@ def tables(
     for n in sorted({torch.get_num_threads(), 1}, reverse=True):
         with threads(n): results.append(table(points, start, settings.pick(7, 1)))
     b,n,d = points.shape
-    results[-1].note = (f'{b} images × {n} points × {d} features, k = {n_clusters}, {n_iter} Lloyd steps of all from the same start with tolerance 0 '
+    results[-1].note = (f'{b} images × {n} points × {d} features, k = {n_clusters}, {n_iter} Lloyd steps of all from the same k-means++ start, tolerance 0 '
         '(scikit-learn and fast_pytorch_kmeans may stop earlier where nothing moves any more). Compiling is not in the time. '
         'The inertia is computed from the centroids that each returns, in float64.')
     return results

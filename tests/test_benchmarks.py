@@ -41,7 +41,7 @@ def test_kmeans_rows(monkeypatch):
     monkeypatch.setattr(kmeans, 'competitors', {n: kmeans.competitors[n] for n in ('scikit-learn, loop', 'ours, plain', 'naive torch, all images at once')}
                         | {'missing': (broken, 'no_such_library'), 'broken': (broken, 'torch')})
     points = torch.rand(3, 40, 3)
-    table = kmeans.table(points, points[0,:3].clone(), rounds=1)
+    table = kmeans.table(points, points[:,:3].clone(), rounds=1)
     rows = {row[0]: row[1:] for row in table.rows}
     assert 'fer_perturb[bench]' in rows['missing'][0] and rows['broken'][0]=='failed: OSError: no such kernel'
     assert rows['scikit-learn, loop'][2]==rows['ours, plain'][2]==rows['naive torch, all images at once'][2]
@@ -50,7 +50,7 @@ def test_kmeans_rows(monkeypatch):
 def test_other_libraries_do_the_same_steps():
     from benchmarks import kmeans
     points = torch.rand(2, 50, 3)
-    start = points[0,:3].clone()
+    start = points[:,:3].clone()
     wanted = kmeans.inertia(points, kmeans.naive_torch(points, start))
     for name,(run,module) in kmeans.competitors.items():
         if kmeans.available(module) and 'compiled' not in name: assert kmeans.inertia(points, run(points, start))==pytest.approx(wanted, rel=1e-4), name
@@ -67,11 +67,13 @@ def test_training_steps_train(faces):
 def test_files_hold_the_same_faces(faces, tmp_path):
     from benchmarks.loader import epoch, fastai_loader, our_loader, torchvision_loader, write_files
     write_files(faces[:280], tmp_path)
-    loaders = our_loader(faces[:280], True),fastai_loader(tmp_path, True, 0),torchvision_loader(tmp_path, True, 0)
-    assert [epoch(loader) for loader in loaders]==[128]*3
-    for loader in loaders:
-        images = next(iter(loader))[0]
-        assert images.shape==(128, 1, 48, 48) and images.dtype==torch.float32 and 0<=images.min()<images.max()<=1
+    for augment in (True, False):
+        loaders = our_loader(faces[:280], augment),fastai_loader(tmp_path, augment, 0),torchvision_loader(tmp_path, augment, 0)
+        assert [epoch(loader) for loader in loaders]==[128]*3
+        batches = [next(iter(loader))[0] for loader in loaders]
+        assert all(batch.shape==(128, 1, 48, 48) and batch.dtype==torch.float32 for batch in batches)
+    whole = faces[:280].part('Training').images.float().mean()/255
+    assert all(abs(batch.mean()-whole)<.02 and 0<=batch.min()<batch.max()<=1 for batch in batches)
 
 def test_one_topic_that_breaks_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
     from benchmarks import growth, imports, run
