@@ -34,7 +34,7 @@ def epoch_table(
     slower = {name: ratio(t, times['plain']) for name,t in times.items()}
     rows = [(name, first[name], spread(t), slower[name]) for name,t in times.items()]
     note = (f'{len(plain.dls.train_ds):,} training and {len(plain.dls.valid_ds):,} validation images. perturb has frozen attention, '
-            'whose maps are made in the first epoch, and clusters all training images anew in every epoch.')
+            'whose maps are made in the first epoch, and clusters all training images anew in every epoch; it has no random erasing (its default).')
     return Table("Whole epoch, timm's ResNet-18", ('learner', 'first epoch, s', 'later epochs, s', 'time / plain'), rows, note,
                  [Goal('perturb epoch with re-clustering / plain epoch', slower['perturb'], at_most=1.05)])
 

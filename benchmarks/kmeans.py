@@ -74,6 +74,7 @@ def inertia(
 def attention_points(
     data, # FERData
 )->tuple: # points (b,n,3) of Eq. 1, k-means++ start (b,k,3)
+    torch.manual_seed(0) # of the attention model
     points,_ = eq1_features(data.images, saliency_maps(frozen_attention(), data.images[:,None]))
     return points,kmeans_plus_plus(points, n_clusters, generator=torch.Generator().manual_seed(0))
 
@@ -126,7 +127,7 @@ def tables(
     for n in sorted({torch.get_num_threads(), 1}, reverse=True):
         with threads(n): results.append(table(points, start, settings.pick(7, 1)))
     b,n,d = points.shape
-    results[-1].note = (f'{b} images × {n} points × {d} features, k = {n_clusters}, {n_iter} Lloyd steps of all from the same k-means++ start, tolerance 0 '
-        '(scikit-learn and fast_pytorch_kmeans may stop earlier where nothing moves any more). Compiling is not in the time. '
+    results[-1].note = (f'{b} images × {n} points × {d} features, k = {n_clusters}, {n_iter} Lloyd steps of all from the same k-means++ start, '
+        'tolerance 0 (scikit-learn and fast_pytorch_kmeans may stop earlier where nothing moves any more). Compiling is not in the time. '
         'The inertia is computed from the centroids that each returns, in float64.')
     return results

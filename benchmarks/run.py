@@ -50,6 +50,7 @@ def main(
     start,facts = time.perf_counter(),machine()
     print(render(facts), flush=True)
     if load()>1: print(f'The machine is busy ({load():.1f} processes): expect wide spreads\n', flush=True)
+    if args.quick: print('Quick: the numbers below mean nothing\n', flush=True)
     tables,errors = [],[]
     for topic in args.only:
         found,error = run_topic(topic, settings)

@@ -75,7 +75,7 @@ def table(
     for run in [*competitors.values()]*2: run() # kernels are chosen and memory is laid out
     times = compare(competitors, rounds)
     slower = {variant: ratio(t, times['plain']) for variant,t in times.items()}
-    rows = [(variant, spread([len(images)*1000*t for t in times[variant]]), spread([1/t for t in times[variant]]), slower[variant]) for variant in times]
+    rows = [(variant, spread([len(images)*1000*t for t in seconds]), spread([1/t for t in seconds]), slower[variant]) for variant,seconds in times.items()]
     goals = [Goal(f'{name}: step float32 / plain', slower['plain, float32'], at_least=1.3),
              Goal(f'{name}: step with CBAM / plain', slower['with CBAM'], at_most=1.15),
              Goal(f'{name}: perturb step / plain', slower['perturb'], at_most=1.03)]
@@ -87,8 +87,9 @@ def tables(
     "Two networks of that name: timm's reduces the image to a quarter of its side before the first stage, ours to half"
     data = settings.faces(256, 64)
     results = [table(name, data, settings.pick(rounds, 1)) for name,rounds in zip(backbones, (24, 12))]
-    results[-1].note = (f'A step is forward, backward and optimizer on one batch that is there already. "plain" has the callbacks of `precision_callbacks`: '
-                        f'{", ".join(type(c).__name__ for c in precision_callbacks("cpu"))}; so do CBAM (after every stage) and perturb (`drop`, frozen attention).')
+    names = ', '.join(type(c).__name__ for c in precision_callbacks('cpu'))
+    results[-1].note = ('A step is forward, backward and optimizer on one batch that is there already. "plain" has the callbacks of '
+                        f'`precision_callbacks`: {names}; so do CBAM (after every stage) and perturb (`drop`, frozen attention).')
     return results
 
 def profile(
