@@ -30,7 +30,7 @@ def epoch_table(
         start = time.perf_counter()
         one_epoch(learn)
         first[name] = time.perf_counter()-start
-    times = compare({'plain': partial(one_epoch, plain), 'perturb': partial(one_epoch, perturb)}, settings.pick(4, 1))
+    times = compare({'plain': partial(one_epoch, plain), 'perturb': partial(one_epoch, perturb)}, settings.pick(3, 1))
     slower = {name: ratio(t, times['plain']) for name,t in times.items()}
     rows = [(name, first[name], spread(t), slower[name]) for name,t in times.items()]
     note = (f'{len(plain.dls.train_ds):,} training and {len(plain.dls.valid_ds):,} validation images. perturb has frozen attention, '
