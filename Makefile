@@ -5,6 +5,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 export PATH := $(abspath $(BIN)):$(PATH)
 # fastai still calls torch.jit.script on import; the warning is not about this package, and its path would end up in saved outputs
@@ -12,7 +13,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test check prepare readme docs need-quarto clean
+.PHONY: help install demo test bench check prepare readme docs need-quarto clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -39,6 +40,16 @@ test: $(STAMP) ## run every notebook (WORKERS= at a time), then the tests in tes
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
 	$(BIN)/python -m pytest
 
+# its own stamp, since the libraries it compares with are of no other use
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+BENCH_OPTIONS = $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(if $(PROFILE),--profile)
+
+bench: $(BENCH_STAMP) ## compare with what others use, about 10 minutes; options: ONLY= QUICK=1 DATA= OUT= PROFILE=1
+	$(BIN)/python -m benchmarks.run $(strip $(BENCH_OPTIONS))
+
 check: $(STAMP) ## compare modules and README with the notebooks, look for missing docments and for files that must not be public
 	@failed=0; VENV=$(VENV) .ci/check_sync || failed=1; \
 	for name in files docments; do $(BIN)/python .ci/check_$$name.py || failed=1; done; exit $$failed
@@ -62,4 +73,4 @@ need-quarto:
 
 clean: ## remove what builds and tests leave behind (the environment stays)
 	rm -rf build dist *.egg-info _proc _docs nbs/nbdev.yml .pytest_cache .venv-ci
-	find fer_perturb nbs tests .ci -name __pycache__ -prune -exec rm -rf {} +
+	find fer_perturb nbs tests benchmarks .ci -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"Comparisons with what people use today; `make bench` runs them all"
