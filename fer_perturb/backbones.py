@@ -42,12 +42,15 @@ def fine_stem(
 # %% ../nbs/04_backbones.ipynb #d2ab60c4
 def pooled_vgg(
     model:nn.Module, # a timm VGG; changed in place
+    stride:int=1, # of the first convolution: 1, 2 or 4
     drop:float=0.5, # share of features that dropout hides in training
-)->nn.Module: # the same model: no last pooling, mean over positions, one linear layer
-    "VGG with a head for small images"
-    last = len(model.features) - 1
-    model.features[last],model.pre_logits = nn.Identity(),nn.Identity()
-    model.feature_info = [i for i in model.feature_info if i['module']!=f'features.{last}']
+)->nn.Module: # the same model: fewer poolings, mean over positions, one linear layer
+    "VGG for small images"
+    pools = [n for n,m in enumerate(model.features) if isinstance(m, nn.MaxPool2d)]
+    kept = len(pools) - stride.bit_length()
+    for n in pools[kept:]: model.features[n] = nn.Identity()
+    model.features[0].stride,model.pre_logits = (stride, stride),nn.Identity()
+    model.feature_info = [i | dict(reduction=stride*2**min(n, kept)) for n,i in enumerate(model.feature_info[:-1])]
     model.head = ClassifierHead(model.num_features, model.num_classes, pool_type='avg', drop_rate=drop)
     return model
 
@@ -110,37 +113,41 @@ def backbone_names()->list: # names that `create_backbone` adapts to faces
     "Backbones that are adapted to small gray faces"
     return list(_adapted)
 
-def _from_timm(name, pretrained, **kwargs):
+def _from_timm(name, n_out, pretrained, **kwargs):
     "A timm model; failures to get weights are explained"
+    if not pretrained: return timm.create_model(name, num_classes=n_out, **kwargs)
     path = None if isinstance(pretrained, bool) else Path(pretrained).expanduser()
     if path and not path.exists(): raise FileNotFoundError(f'no weights at {path}: give a .safetensors or .pth file of timm\'s {name}, or pretrained=False')
     file = dict(pretrained_cfg_overlay=dict(file=str(path))) if path else {}
     scratch = f'train {name} from scratch (pretrained=False), or give the path of a file with its weights (pretrained="{name}.safetensors")'
-    try: return timm.create_model(name, pretrained=bool(pretrained), **file, **kwargs)
+    try: model = timm.create_model(name, pretrained=True, **file, **kwargs) # with timm's own classes: for others, it would not mind missing weights
     except OSError as e: raise ConnectionError(f'the weights of {name} cannot be fetched, there may be no network: {scratch}') from e
     except RuntimeError as e: raise ValueError(f'the weights do not fit or do not exist ({e}): {scratch}') from e
+    model.reset_classifier(n_out)
+    return model
 
 def create_backbone(
     arch:str, # one of `backbone_names`, or any timm model
     n_out:int=7, # number of classes
     n_in:int=1, # input channels; weights from colour photos are adapted to them
     pretrained=False, # True for timm's weights (ImageNet), or the path of a file with weights of that timm model
-    stem_stride:int=2, # the first stage works on 1/2 of the image's side, with 1 on all of it, with 4 on a quarter as in the original; for `backbone_names` but VGG
+    stem_stride:int=2, # the first stage works on 1/2 of the image's side; 1: on all of it; 4: on a quarter, as the originals do (VGG: 1); for `backbone_names`
 )->nn.Module: # (b,n_in,h,w) in [0,1] -> (b,n_out) logits
     "A network for small faces"
     if stem_stride not in (1, 2, 4): raise ValueError(f'stem_stride is {stem_stride}: choose 1, 2 or 4')
     if arch in _adapted:
         name,kwargs,change = _adapted[arch]
         if pretrained and 'channels' in kwargs: raise ValueError(f'{arch} is narrower than the network that has weights: take {name}, or pretrained=False')
-        model = _from_timm(name, pretrained, in_chans=n_in, num_classes=n_out, **kwargs)
-        if stem_stride!=4 and change is not pooled_vgg: fine_stem(model, stem_stride, keep_weights=bool(pretrained))
-        if change: change(model)
+        model = _from_timm(name, n_out, pretrained, in_chans=n_in, **kwargs)
+        if change is pooled_vgg: pooled_vgg(model, stem_stride)
+        elif stem_stride!=4: fine_stem(model, stem_stride, keep_weights=bool(pretrained))
+        if change is add_masks: add_masks(model)
         model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | dict(input_size=(n_in, 48, 48))
         return model
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, backbone_names() + timm.list_models(), n=3, cutoff=0.5)
         raise ValueError(f'no backbone is called {arch!r}' + (f': did you mean {", ".join(near)}?' if near else f': try {", ".join(backbone_names())}'))
-    return _from_timm(arch, pretrained, in_chans=n_in, num_classes=n_out)
+    return _from_timm(arch, n_out, pretrained, in_chans=n_in)
 
 # %% ../nbs/04_backbones.ipynb #e444e902
 def map_sizes(
