@@ -63,7 +63,7 @@ def face_learner(
     if getattr(dls, 'c', None) in (None, 0): raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
     if isinstance(arch, str): arch = create_backbone(arch, n_out=dls.c, n_in=n_in or dls.one_batch()[0].shape[1], pretrained=pretrained)
     kwargs = dict(loss_func=CrossEntropyLossFlat(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')]) | kwargs
-    return Learner(dls, arch, cbs=precision_callbacks(dls.device) + L(cbs), **kwargs)
+    return Learner(dls, arch, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **kwargs)
 
 # %% ../nbs/07_learner.ipynb #d7d7c3d8
 @patch
@@ -185,7 +185,7 @@ class SoftVote(nn.Module):
         *clusters, # what the loaders of a P-model serve besides; not needed to predict
     )->Tensor: # (b,classes) logarithms of probabilities
         votes = torch.stack([m(images).float().softmax(1) for m in self.members])
-        return torch.einsum('m,mbc->bc', self.weights, votes).clamp(min=1e-12).log()
+        return (self.weights[:,None,None]*votes).sum(0).clamp(min=1e-12).log() # no einsum: autocast would round it
 
 # %% ../nbs/07_learner.ipynb #802b460d
 def select_weights(

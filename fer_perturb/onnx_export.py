@@ -11,17 +11,17 @@ import json
 from pathlib import Path
 
 import torch
-from fastai.vision.all import Learner, Normalize
+from fastai.vision.all import Learner, Normalize, TensorImage
 from torch import Tensor, nn
 
 # %% ../nbs/09_onnx.ipynb #9b76abc1
 class _Predictor(nn.Module):
     "Images to probabilities, as the learner predicts them"
-    def __init__(self, learn):
+    def __init__(self, learn, images):
         super().__init__()
         self.model,self.activation = learn.model,getattr(learn.loss_func, 'activation', None)
         if self.activation is None: raise ValueError(f'the loss {type(learn.loss_func).__name__} does not say how scores become probabilities: train with CrossEntropyLossFlat')
-        normalize = [t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)]
+        normalize = [t for t in getattr(learn.dls.valid.after_batch, 'fs', []) if isinstance(t, Normalize) and isinstance(images, TensorImage)]
         mean,std = (normalize[0].mean,normalize[0].std) if normalize else (torch.zeros(1), torch.ones(1))
         self.register_buffer('mean', mean.detach().as_subclass(Tensor).cpu())
         self.register_buffer('std', std.detach().as_subclass(Tensor).cpu())
@@ -40,11 +40,11 @@ def export_onnx(
         raise ValueError("this model predicts from views or a stack of clusters, which a file cannot hold: train with views=False and 'drop' or 'keep'")
     if hasattr(learn, 'ten_crop'): raise ValueError('this learner predicts from ten crops, which a file cannot hold: remove its TenCrop')
     path,device,training = Path(path),next(learn.model.parameters()).device,learn.model.training
-    images = learn.dls.valid.one_batch()[0].as_subclass(Tensor)[:2].cpu()
+    images = learn.dls.valid.one_batch()[0][:2].cpu()
+    predictor = _Predictor(learn, images)
     path.parent.mkdir(parents=True, exist_ok=True)
-    predictor = _Predictor(learn)
     try:
-        program = torch.onnx.export(predictor.eval().cpu(), (images.contiguous(),), dynamo=True, input_names=['images'], output_names=['probabilities'],
+        program = torch.onnx.export(predictor.eval().cpu(), (images.as_subclass(Tensor).contiguous(),), dynamo=True, input_names=['images'], output_names=['probabilities'],
                                     dynamic_shapes=({0: torch.export.Dim('batch')},), verbose=False)
     finally: learn.model.to(device).train(training)
     proto = program.model_proto

@@ -170,8 +170,9 @@ class ReclusterCallback(Callback):
         return perturbations[self.perturb](images, clusters, self.clusterer.n_clusters, fill=self.fill, **kwargs)
     def _clusters_of(self, images):
         if self.own: self.clusterer.model = self.learn.model
-        if self.clusterer.centroids is None: self.clusterer.fit(images[:,0], self.clusterer.saliency_of(images))
-        return self.clusterer(images[:,0])
+        saliency,gray = self.clusterer.saliency_of(images),images.mean(1)
+        if self.clusterer.centroids is None: self.clusterer.fit(gray, saliency)
+        return self.clusterer(gray, saliency)
 
     def before_fit(self):
         if self.own: self.clusterer.model = self.learn.model
