@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['attention_kinds', 'StageMaps', 'saliency_kinds', 'ChannelGate', 'SpatialGate', 'SpatialAttention', 'CBAM',
-           'AttendedStage', 'stage_names', 'add_attention', 'watch_stages', 'scale_unit', 'resize_maps', 'mean_gates',
-           'early_energy', 'sensitivity', 'saliency_maps']
+           'AttendedStage', 'stage_names', 'example_image', 'stage_outputs', 'has_attention', 'add_attention',
+           'watch_stages', 'scale_unit', 'resize_maps', 'mean_gates', 'early_energy', 'sensitivity', 'saliency_maps']
 
 # %% ../nbs/03_attention.ipynb #836fb230
 from collections import namedtuple
@@ -73,37 +73,99 @@ class CBAM(SpatialAttention):
 class AttendedStage(nn.Module):
     "A stage of a backbone, followed by attention"
     def __init__(self,
-        stage:nn.Module, # returns (b,c,h,w)
+        stage:nn.Module, # returns (b,c,h,w), or (b,h,w,c), or a tuple or list of (b,c,h,w)
         attention:SpatialAttention, # takes and returns (b,c,h,w)
+        channels_last:bool=False, # the stage returns (b,h,w,c)
+        joined:int=1, # of a tuple or list: how many maps, from the first on, are gated together
     ):
         super().__init__()
-        self.stage,self.attention = stage,attention
-    def forward(self, x): return self.attention(self.stage(x))
+        self.stage,self.attention,self.channels_last,self.joined = stage,attention,channels_last,joined
+    def forward(self, *args, **kwargs):
+        out = self.stage(*args, **kwargs)
+        if self.channels_last: return self.attention(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if isinstance(out, Tensor): return self.attention(out)
+        together = out[:self.joined]
+        gated = self.attention(torch.cat(list(together), dim=1)).split([o.shape[1] for o in together], dim=1)
+        return type(out)([*gated, *out[self.joined:]])
 
+# %% ../nbs/03_attention.ipynb #e7c31fa5
 def stage_names(
     model:nn.Module, # a timm model
 )->list: # names of the modules that end a stage, from fine to coarse
     "The stages that a model reports in `feature_info`, without the stem"
-    info = getattr(model, 'feature_info', None)
-    if not info: raise ValueError(f'{type(model).__name__} does not report its stages (feature_info): give a timm model')
-    names = [i['module'] for i in info]
+    modules = dict(model.named_modules())
+    last = {i['reduction']: i['module'] for i in getattr(model, 'feature_info', None) or [] if i['module'] in modules}
+    if not last: raise ValueError(f'{type(model).__name__} does not report its stages (feature_info): name the modules that end one, as in stages=["layer1", "layer2"]')
+    names = list(last.values())
     return names[1:] if len(names)>4 else names
+
+# %% ../nbs/03_attention.ipynb #2f09e9ad
+def example_image(
+    model:nn.Module, # with a convolution
+)->Tensor: # (1,c,h,w) zeros, on the model's device
+    "An image as the model expects it: of the size in timm's configuration, else 48×48, and with the channels of the first convolution"
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None: raise ValueError(f'{type(model).__name__} has no convolution to tell the number of channels: give an example image')
+    size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3, 48, 48))[-2:]
+    return torch.zeros(1, first.in_channels, *size, device=first.weight.device)
+
+def stage_outputs(
+    model:nn.Module, # run in eval mode, its training mode is restored
+    stages:list, # names of modules
+    image:Tensor=None, # (b,c,h,w) on the model's device; `example_image` if None
+)->dict: # {name: what the module returns}
+    "What each stage gives out, from one forward pass"
+    missing = [s for s in stages if s not in dict(model.named_modules())]
+    if missing: raise ValueError(f'{type(model).__name__} has no module {missing[0]!r}: choose from {", ".join(n for n,_ in model.named_children())}, and what is inside them')
+    image = example_image(model) if image is None else image
+    training,outputs = model.training,{s: [] for s in stages}
+    hooks = [model.get_submodule(s).register_forward_hook(lambda module, args, out, s=s: outputs[s].append(out)) for s in stages]
+    try:
+        with torch.no_grad(): model.eval()(image)
+    except Exception as e: raise ValueError(f'{type(model).__name__} cannot take an image of shape {tuple(image.shape)} ({e}): give an example image that it can') from e
+    finally:
+        model.train(training)
+        for hook in hooks: hook.remove()
+    for s,o in outputs.items():
+        if len(o)!=1: raise ValueError(f'module {s!r} runs {len(o)} times in a forward pass, so it ends no stage: name others')
+    return {s: o for s,(o,) in outputs.items()}
+
+# %% ../nbs/03_attention.ipynb #0eb10c08
+def has_attention(
+    model:nn.Module, # any model
+)->bool: # `add_attention` was here
+    "Whether a model has attention"
+    return any(isinstance(m, AttendedStage) for m in model.modules())
+
+def _attend(name, stage, out, attention, channels=None):
+    "`stage` with attention that fits `out`, which is what it gave"
+    maps = list(out) if isinstance(out, (tuple, list)) else [out]
+    if not all(isinstance(m, Tensor) and m.ndim==4 for m in maps):
+        what = ', '.join(str(tuple(m.shape)) if isinstance(m, Tensor) else type(m).__name__ for m in maps)
+        raise ValueError(f'stage {name!r} gives {what}, no map (b, c, h, w): a gate needs to know where each feature lies. '
+                         'Choose a model with maps (any convolutional one, or Swin, PVT, MaxViT), or name other stages')
+    channels_last = len(maps)==1 and channels not in (None, out.shape[1]) and channels==out.shape[3]
+    if channels_last: return AttendedStage(stage, attention(channels), channels_last=True)
+    joined = next((i for i,m in enumerate(maps) if m.shape[2:]!=maps[0].shape[2:]), len(maps))
+    return AttendedStage(stage, attention(sum(m.shape[1] for m in maps[:joined])), joined=joined)
 
 attention_kinds = ('cbam', 'spatial', 'input')
 
 def add_attention(
-    model:nn.Module, # a timm model; changed in place
+    model:nn.Module, # a timm model, or any other if `stages` are named; changed in place
     kind:str='cbam', # 'cbam' or 'spatial' after every stage, or one spatial gate on the 'input'
+    stages:list=None, # names of the modules that end a stage, from fine to coarse; `stage_names` if None
+    image:Tensor=None, # (b,c,h,w) example on the model's device, to find the channels; `example_image` if None
 )->nn.Module: # the model with attention
     "Put attention into a backbone"
     if kind not in attention_kinds: raise ValueError(f'no attention is called {kind!r}: choose one of {", ".join(attention_kinds)}')
-    if any(isinstance(m, AttendedStage) for m in model.modules()): raise ValueError('this model has attention already: build a new backbone')
+    if has_attention(model): raise ValueError('this model has attention already: build a new backbone')
     if kind=='input': return nn.Sequential(AttendedStage(nn.Identity(), SpatialAttention(1)), model)
-    names = stage_names(model)
-    channels = {i['module']: i['num_chs'] for i in model.feature_info}
-    for name in names:
-        attention = (CBAM if kind=='cbam' else SpatialAttention)(channels[name])
-        model.set_submodule(name, AttendedStage(model.get_submodule(name), attention))
+    known = {i['module']: i['num_chs'] for i in getattr(model, 'feature_info', None) or []}
+    outputs = stage_outputs(model, stages or stage_names(model), image)
+    device,attention = next(model.parameters()).device,CBAM if kind=='cbam' else SpatialAttention
+    attended = {name: _attend(name, model.get_submodule(name), out, attention, known.get(name)) for name,out in outputs.items()}
+    for name in sorted(attended, key=lambda n: -n.count('.')): model.set_submodule(name, attended[name].to(device)) # inner ones first
     return model
 
 # %% ../nbs/03_attention.ipynb #fce95f89
@@ -179,8 +241,10 @@ def saliency_maps(
     kind:str='sensitivity', # key of `saliency_kinds`
     batch_size:int=256, # images in one forward pass
 )->Tensor: # (n,h,w) uint8, scaled to 0–255 for each image, on the images' device
-    "The saliency of many images"
+    "The saliency of many images; of an ensemble (a model with `members` and `weights`), the mean over its members with attention"
     if kind not in saliency_kinds: raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_kinds)}')
+    voters = [(w, m) for w,m in zip(model.weights.tolist(), model.members) if w and has_attention(m)] if hasattr(model, 'members') else []
+    if voters: return scale_unit(sum(w*saliency_maps(m, images, kind, batch_size).float() for w,m in voters)).mul(255).round().byte()
     training,device,results,graph = model.training,next(model.parameters()).device,[],kind=='sensitivity'
     model.eval()
     try:

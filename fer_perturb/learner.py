@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['adamw', 'sgd', 'schemes', 'BFloat16', 'bfloat16_pays', 'precision_callbacks', 'face_learner', 'LowerOnPlateau',
-           'attention_learner', 'Scheme', 'perturb_learner', 'TenCrop']
+           'attention_learner', 'Scheme', 'perturb_learner', 'TenCrop', 'SoftVote', 'select_weights',
+           'ensemble_learner']
 
 # %% ../nbs/07_learner.ipynb #942f1d63
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from fastai.vision.all import *
 from torch import nn
 from torchvision.transforms.v2.functional import ten_crop
 
-from .attention import AttendedStage, add_attention
+from .attention import add_attention, has_attention
 from .backbones import create_backbone
 from .data import EraseRandom, FERData
 from .perturb import Clusterer, ReclusterCallback, with_clusters
@@ -63,14 +64,15 @@ def face_learner(
     dls:DataLoaders, # of gray faces (b,1,h,w) in [0,1] and labels, or any images and labels
     arch='slim_resnet18', # name for `create_backbone`, or an `nn.Module` (b,c,h,w) -> (b,classes)
     n_in:int=None, # input channels of the model; those of the images if None
+    pretrained=False, # for a name: True for timm's weights, or the path of a file with them, see `create_backbone`
     cbs:list=None, # callbacks besides those of `precision_callbacks`
     **kwargs
 )->Learner: # with accuracy and macro F1 as metrics
     "A plain classifier: the baseline of all comparisons"
     if getattr(dls, 'c', None) in (None, 0): raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
-    if isinstance(arch, str): arch = create_backbone(arch, n_out=dls.c, n_in=n_in or dls.one_batch()[0].shape[1])
+    if isinstance(arch, str): arch = create_backbone(arch, n_out=dls.c, n_in=n_in or dls.one_batch()[0].shape[1], pretrained=pretrained)
     kwargs = dict(loss_func=CrossEntropyLossFlat(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')]) | kwargs
-    return Learner(dls, arch, cbs=precision_callbacks(dls.device) + L(cbs), **kwargs)
+    return Learner(dls, arch, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **kwargs)
 
 # %% ../nbs/07_learner.ipynb #d7d7c3d8
 class LowerOnPlateau(TrackerCallback):
@@ -112,13 +114,14 @@ def fit_quick(self:Learner,
 @delegates(face_learner, keep=True)
 def attention_learner(
     dls:DataLoaders, # of images and labels
-    arch='slim_resnet18', # name for `create_backbone`, or a timm model
+    arch='slim_resnet18', # name for `create_backbone`, or an `nn.Module`
     attention:str='cbam', # kind of `add_attention`
+    stages:list=None, # names of the modules that end a stage, for models that are not timm's
     **kwargs
 )->Learner: # its model has attention, for `saliency_maps` and `perturb_learner`
     "Phase 1: a classifier that shows where it looks"
     learn = face_learner(dls, arch, **kwargs)
-    learn.model = add_attention(learn.model, attention).to(dls.device)
+    learn.model = add_attention(learn.model, attention, stages, dls.one_batch()[0][:1]).to(dls.device)
     return learn
 
 # %% ../nbs/07_learner.ipynb #0c41d359
@@ -148,19 +151,20 @@ def _attention_model(attention):
     model = attention.model if isinstance(attention, Learner) else attention
     if not isinstance(model, nn.Module):
         raise ValueError(f"attention is {attention!r}: give an attention_learner, a model with attention, or 'self'")
-    if not any(isinstance(m, AttendedStage) for m in model.modules()):
+    if not has_attention(model):
         raise ValueError('the attention model has no attention: train one with attention_learner')
     return model
 
 @delegates(face_learner, keep=True)
 def perturb_learner(
     dls:DataLoaders, # of images and labels; those of a `FERData` get cluster maps that move with the augmentations
-    arch='slim_resnet18', # backbone of the predictor: name for `create_backbone`, or a timm model
+    arch='slim_resnet18', # backbone of the predictor: name for `create_backbone`, or an `nn.Module`
     attention='self', # an `attention_learner` or its model, frozen; or 'self', the predictor's own attention
     n_clusters:int=3, # n, number of clusters (section 4.2)
     scheme:str='ours', # reading of the paper, key of `schemes`
     cbs:list=None, # further callbacks
     n_in:int=None, # input channels; those of the images (and clusters, for 'stack') if None
+    stages:list=None, # with 'self': names of the modules that end a stage, for models that are not timm's
     **kwargs # fields of `Scheme` override the reading's; the rest goes to `face_learner`
 )->Learner: # reclusters before every epoch, perturbs every batch
     "Phases 2 and 3: a classifier that learns with regions hidden"
@@ -178,7 +182,7 @@ def perturb_learner(
     recluster = ReclusterCallback(clusterer, parts.perturb, parts.p, parts.fill, parts.views, parts.every)
     n_in = n_in or image.shape[1]*(1 + n_clusters*(parts.perturb=='stack'))
     learn = face_learner(dls, arch, n_in=n_in, cbs=[recluster] + L(cbs), **kwargs)
-    if own: learn.model = add_attention(learn.model, parts.attention).to(dls.device)
+    if own: learn.model = add_attention(learn.model, parts.attention, stages, image[:1]).to(dls.device)
     return learn
 
 # %% ../nbs/07_learner.ipynb #2ec46976
@@ -190,3 +194,70 @@ class TenCrop(Callback):
     ): self.size = size
     def before_batch(self): self.learn.xb = (torch.cat(ten_crop(self.xb[0].as_subclass(Tensor), [self.size, self.size])),)
     def after_pred(self): self.learn.pred = self.pred.unflatten(0, (10, -1)).mean(0)
+
+# %% ../nbs/07_learner.ipynb #f4d7a4f8
+class SoftVote(nn.Module):
+    "Weighted mean of several models' probabilities, as logits"
+    def __init__(self,
+        members:list, # models (b,c,h,w) -> (b,classes) logits
+        weights:list, # one for each, 0 or more
+    ):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer('weights', torch.tensor(weights, dtype=torch.float)/sum(weights))
+    def forward(self,
+        images:Tensor, # (b,c,h,w)
+        *clusters, # what the loaders of a P-model serve besides; not needed to predict
+    )->Tensor: # (b,classes) logarithms of probabilities
+        votes = torch.stack([m(images).float().softmax(1) for m in self.members])
+        return (self.weights[:,None,None]*votes).sum(0).clamp(min=1e-12).log() # no einsum: autocast would round it
+
+# %% ../nbs/07_learner.ipynb #802b460d
+def select_weights(
+    probabilities:Tensor, # (m,n,classes) of each member for each image
+    labels:Tensor, # (n,)
+    rounds:int=20, # members that are added
+)->list: # m weights, sum 1
+    "How much each member counts (ensemble selection)"
+    counts,best,best_score = torch.zeros(len(probabilities)),None,(-1., 0.)
+    def score(counts):
+        p = torch.einsum('m,mnc->nc', counts/counts.sum(), probabilities)
+        return (p.argmax(1)==labels).float().mean().item(),p.gather(1, labels[:,None]).clamp(min=1e-12).log().mean().item() # accuracy, then likelihood
+    for _ in range(rounds):
+        scores = [score(counts+one) for one in torch.eye(len(counts))]
+        chosen = max(range(len(scores)), key=scores.__getitem__)
+        counts[chosen] += 1
+        if scores[chosen]>best_score: best,best_score = counts.clone(),scores[chosen]
+    return (best/best.sum()).tolist()
+
+def _voter(learn, vocab):
+    "The model of a member, if its answer to the plain image is all it needs"
+    recluster,name = getattr(learn, 'recluster', None),type(learn.model).__name__
+    if recluster and (recluster.views or recluster.perturb=='stack'):
+        raise ValueError(f"a member ({name}) predicts from views or a stack of clusters: train it with views=False and 'drop' or 'keep', or average predict_faces of the learners yourself")
+    if list(learn.dls.vocab)!=list(vocab): raise ValueError(f'members disagree on the classes ({list(vocab)} and {list(learn.dls.vocab)}): train all on the same data')
+    return learn.model
+
+def _fit_weights(dls, models):
+    "`select_weights` on the validation set"
+    votes = []
+    for model in models:
+        learn = face_learner(dls, SoftVote([model], [1.]))
+        with learn.no_bar(): probabilities,labels = learn.get_preds()
+        votes.append(probabilities)
+    return select_weights(torch.stack(votes), labels)
+
+def ensemble_learner(
+    learners:list, # trained learners with the same classes and the same kind of images
+    weights=None, # one number for each; 'fit' to find them on the validation set (PublicTest); equal if None
+)->Learner: # its model is a `SoftVote` of the learners' models (shared, not copied); its loaders are the first learner's
+    "Soft voting"
+    if not learners: raise ValueError('an ensemble needs members: give a list of learners')
+    dls,fit = learners[0].dls,isinstance(weights, str)
+    if fit and weights!='fit': raise ValueError(f"weights is {weights!r}: give a number for each member, 'fit', or None")
+    models = [_voter(learn, dls.vocab) for learn in learners]
+    if fit: weights = _fit_weights(dls, models)
+    elif weights is None: weights = [1.]*len(models)
+    if len(weights)!=len(models) or min(weights)<0 or sum(weights)<=0:
+        raise ValueError(f'weights are {weights} for {len(models)} members: give each a number of at least 0, one of them above')
+    return face_learner(dls, SoftVote(models, weights))
