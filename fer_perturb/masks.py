@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['lower_lip', 'KeyPoints', 'front_points', 'side_points', 'MEAN_FACE', 'Placement', 'plane_size', 'plane_origin',
-           'MASKS', 'Cover', 'OCCLUSIONS', 'Occluded', 'mouth_points', 'eye_points', 'crossing', 'key_points',
-           'homography', 'apply_homography', 'fit_mean_face', 'place_mask', 'draw_template', 'mask_template',
-           'image_numbers', 'pixel_grid', 'pattern', 'draw_masks', 'check_landmarks', 'occlude_images', 'covered_share']
+           'MASKS', 'Cover', 'OCCLUSIONS', 'Occluded', 'mouth_points', 'eye_points', 'METHODS', 'crossing',
+           'key_points', 'homography', 'apply_homography', 'fit_mean_face', 'place_mask', 'draw_template',
+           'mask_template', 'image_numbers', 'pixel_grid', 'pattern', 'draw_masks', 'check_landmarks', 'occlude_images',
+           'covered_share', 'draw_sunglasses', 'hide_half', 'draw_hand', 'Landmarks', 'mean_face_finder', 'dlib_finder',
+           'find_landmarks', 'occlude', 'maskfer', 'kaggle_path', 'write_kaggle', 'mask_set']
 
-# %% ../nbs/02b_masks.ipynb #b513d8ab
+# %% ../nbs/02b_masks.ipynb #e2539815
 import hashlib, importlib.util, os, shutil, zipfile
 from collections import namedtuple
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,7 @@ def key_points(
     turn = torch.atan2(nose[:,0]*mouth[:,1] - nose[:,1]*mouth[:,0], (nose*mouth).sum(-1)).rad2deg()
     return KeyPoints(torch.stack([left_cheek, (root+tip)/2, right_cheek, right_jaw, (chins[0]+chins[1])/2, left_jaw], 1), turn)
 
-# %% ../nbs/02b_masks.ipynb #0082e771
+# %% ../nbs/02b_masks.ipynb #e72f2dc9
 front_points = torch.tensor([[-.734,.221], [0,0], [.734,.221], [.547,.73], [0,1], [-.547,.73]], dtype=torch.float64)
 side_points = torch.tensor([[-1.072,.332], [0,0], [.358,.158], [.265,.679], [0,1], [-.82,.815]], dtype=torch.float64)
 
@@ -81,11 +83,11 @@ def homography(
 
 def apply_homography(
     matrices:Tensor, # (n,3,3)
-    points:Tensor, # (n,…,2)
+    points:Tensor, # (n,…,2), or (1,…,2) for the same points in every image
 )->tuple: # mapped points (n,…,2) and their denominators (n,…), positive in front of the camera
     "Map points"
-    x = torch.cat([points, torch.ones_like(points[...,:1])], -1).flatten(1, -2) @ matrices.transpose(1, 2)
-    x = x.view(*points.shape[:-1], 3)
+    x = torch.cat([points, torch.ones_like(points[...,:1])], -1).flatten(1, -2) @ matrices.transpose(1, 2).to(points.dtype)
+    x = x.view(len(matrices), *points.shape[1:-1], 3)
     return x[...,:2]/torch.where(x[...,2:].abs()<1e-6, 1e-6, x[...,2:]),x[...,2]
 
 # %% ../nbs/02b_masks.ipynb #40cb074d
@@ -136,7 +138,7 @@ def place_mask(
     side,mirrored = side & sound,mirrored & sound
     return Placement(torch.linalg.inv(matrices), side, mirrored, refit)
 
-# %% ../nbs/02b_masks.ipynb #89a370cf
+# %% ../nbs/02b_masks.ipynb #e4c39f7e
 plane_size = 160,256 # height and width of the drawings, in pixels: 80 of them are one unit of the plane
 plane_origin = .5,1.6 # y and x of the plane's (0,0), from the drawing's top left, in units
 MASKS = dict(
@@ -176,10 +178,11 @@ def draw_template(
     body,lines,bands = (finish(i) for i in (body, lines, bands))
     def blur(x, size): return F.avg_pool2d(F.pad(x, (size//2,)*4, mode='replicate'), size, 1)
     y = (torch.arange(height)+.5)/height*2 - plane_origin[0]
-    rim = (1-blur(body, 7))*body
-    shade = 1.1 - .22*y[:,None] + .45*rim*(1-y[:,None]).clamp(0, 1) - .3*blur(lines, 3) + .12*blur(lines, 9)
-    return torch.cat([torch.maximum(body, bands), torch.where(body>0, shade, 1.)], 1)[0]
+    rim = ((1-blur(body, 5))*body).clamp(max=.5)
+    shade = 1.1 - .22*y[:,None] + .7*rim*(1.1-y[:,None]).clamp(0, 1) - .3*blur(lines, 3) + .12*blur(lines, 9)
+    return torch.cat([torch.maximum(body, bands), torch.where(body>0, shade, 1.25)], 1)[0]
 
+@lru_cache
 def mask_template(
     kind:str, # key of `MASKS`
     side:bool=False, # seen from its side, on a head that is turned to the image's right
@@ -190,7 +193,7 @@ def mask_template(
     def both(lines): return lines + [[(-x,y) for x,y in line] for line in lines]
     return draw_template(m['front'] + [(-x,y) for x,y in m['front'][::-1]], both(m['creases']), both(m['straps']))
 
-# %% ../nbs/02b_masks.ipynb #1c262b47
+# %% ../nbs/02b_masks.ipynb #b9293fd1
 def image_numbers(
     images:Tensor, # (n,h,w) uint8, on the CPU
     seed:int=42, # another seed gives other numbers
@@ -205,17 +208,17 @@ def image_numbers(
 def pixel_grid(
     size:tuple, # (height, width) of the image in pixels
     scale:int=4, # how many times finer the grid is
-)->Tensor: # (height·scale, width·scale, 2) float64, (x,y) in pixels of the image
+)->Tensor: # (1, height·scale, width·scale, 2) float32, (x,y) in pixels of the image
     "Positions of a grid that is finer than the image's"
-    y,x = ((torch.arange(s*scale, dtype=torch.float64)+.5)/scale - .5 for s in size)
-    return torch.stack([x[None,:].expand(len(y),-1), y[:,None].expand(-1,len(x))], -1)
+    y,x = ((torch.arange(s*scale)+.5)/scale - .5 for s in size)
+    return torch.stack([x[None,:].expand(len(y),-1), y[:,None].expand(-1,len(x))], -1)[None]
 
 def pattern(
     plane:Tensor, # (n,h,w,2) position in the mask's plane
     numbers:Tensor, # (n,2) in [0,1): which pattern, how fine
 )->Tensor: # (n,h,w) in [0,1]
     "Stripes across, stripes down, checks or dots"
-    x,y = (plane*(20+25*numbers[:,1])[:,None,None,None]).float().unbind(-1)
+    x,y = (plane*(20+25*numbers[:,1])[:,None,None,None]).unbind(-1)
     def soft(wave): return (.5+1.5*wave).clamp(0, 1)
     drawn = torch.stack([soft(y.sin()), soft(x.sin()), soft(2*x.sin()*y.sin()), soft(x.sin()+y.sin()-.8)])
     return drawn[(numbers[:,0]*4).long(),torch.arange(len(plane))]
@@ -234,11 +237,11 @@ def draw_masks(
     chosen = (numbers[:,0]*len(kinds)).long() if kind=='mixed' else torch.full((n,), kinds.index(kind))
     place = place_mask(landmarks)
     grid = pixel_grid(images.shape[1:], scale)
-    plane,depth = apply_homography(place.plane, grid.expand(n,-1,-1,-1))
-    centre = apply_homography(place.plane, landmarks.double()[:,27:31].mean(1, keepdim=True))[1][...,None]
+    plane,depth = apply_homography(place.plane, grid)
+    centre = apply_homography(place.plane, landmarks.double()[:,27:31].mean(1, keepdim=True))[1][...,None].float()
     plane[...,0] *= torch.where(place.mirrored, -1., 1.)[:,None,None]
-    lookup = torch.stack([(plane[...,0]+plane_origin[1])*2/3.2-1, (plane[...,1]+plane_origin[0])-1], -1).float()
-    alpha,shade = torch.zeros(2, n, *grid.shape[:2])
+    lookup = plane*torch.tensor([2/3.2,1.]) + torch.tensor([plane_origin[1]*2/3.2-1,plane_origin[0]-1])
+    alpha,shade = torch.zeros(2, n, *grid.shape[1:3])
     for template in (chosen*2 + place.side).unique().tolist():
         rows = torch.where(chosen*2 + place.side==template)[0]
         drawing = mask_template(kinds[template//2], bool(template%2))[None].expand(len(rows),-1,-1,-1)
@@ -248,7 +251,7 @@ def draw_masks(
     mean = images.float().flatten(1).mean(1)/255
     numbers = numbers.float()
     tone = .16 + .78*mean + low + (high-low)*numbers[:,1]
-    light = 1 + .25*(numbers[:,2]-.5)[:,None,None]*plane[...,0].float().clamp(-1, 1)
+    light = 1 + .25*(numbers[:,2]-.5)[:,None,None]*plane[...,0].clamp(-1, 1)
     tone = tone.clamp(.05, .97)[:,None,None]*shade*light
     printed = numbers[:,3]>plain
     if printed.any():
@@ -256,7 +259,7 @@ def draw_masks(
         tone[printed] = tone[printed].lerp(other, pattern(plane[printed], numbers[printed,4:6]))
     return Cover(tone.clamp(0, 1), alpha)
 
-# %% ../nbs/02b_masks.ipynb #94f92a45
+# %% ../nbs/02b_masks.ipynb #7ecb7309
 OCCLUSIONS = {kind: partial(draw_masks, kind=kind) for kind in (*MASKS, 'mixed')}
 Occluded = namedtuple('Occluded', 'images covered')
 
@@ -284,7 +287,8 @@ def occlude_images(
     landmarks = torch.as_tensor(landmarks)
     check_landmarks(landmarks, images)
     results = []
-    for rows in progress_bar(torch.arange(len(images)).split(128), leave=False):
+    chunks = torch.arange(len(images)).split(128)
+    for rows in progress_bar(chunks, leave=False) if len(chunks)>20 else chunks:
         tone,alpha = OCCLUSIONS[what](images[rows], landmarks[rows], image_numbers(images[rows], seed), scale=scale)
         colour,alpha = F.avg_pool2d(torch.stack([tone*alpha, alpha], 1), scale).unbind(1)
         mixed = (images[rows]*(1-alpha) + 255*colour).round_().clamp_(0, 255).byte()
@@ -306,3 +310,213 @@ def covered_share(
     inside = (x>=0) & (x<w) & (y>=0) & (y<h)
     hidden = covered[torch.arange(len(covered))[:,None],y.clamp(0, h-1),x.clamp(0, w-1)]>127
     return hidden[inside].float().mean().item()
+
+# %% ../nbs/02b_masks.ipynb #b1e519fc
+def draw_sunglasses(
+    images:Tensor, # (n,h,w) uint8
+    landmarks:Tensor, # (n,68,2) (x,y) in pixels
+    numbers:Tensor, # (n,8), see `image_numbers`
+    scale:int=4, # how many times finer than the image it is drawn
+)->Cover: # tone and alpha (n,h·scale,w·scale) float32 in [0,1]
+    "Two dark lenses, bridge and temples"
+    right,left = (landmarks[:,landmark_groups[f'{s}_eye']].float().mean(1) for s in ('right', 'left'))
+    across = left - right
+    unit = across.norm(dim=-1).clamp(min=1)
+    along = across/unit[:,None]
+    p = pixel_grid(images.shape[1:], scale) - ((right+left)/2)[:,None,None]
+    along,unit,numbers = along[:,:,None,None],unit[:,None,None],numbers.float()[...,None,None]
+    x,y = (p[...,0]*along[:,0]+p[...,1]*along[:,1])/unit,(p[...,1]*along[:,0]-p[...,0]*along[:,1])/unit
+    lens = ((x.abs()-.5)/(.4+.05*numbers[:,1])).pow(4) + ((y-.04)/(.28+.06*numbers[:,2])).pow(4) < 1
+    frame = (y.abs()<.05) & (x.abs()<1.05)
+    tone = .04 + .12*numbers[:,3] + .12*(y<-.05)*lens
+    return Cover(tone, (lens|frame).float())
+
+def hide_half(
+    images:Tensor, # (n,h,w) uint8
+    landmarks:Tensor, # (n,68,2) (x,y) in pixels
+    numbers:Tensor, # (n,8), see `image_numbers`
+    scale:int=4, # how many times finer than the image it is drawn
+)->Cover: # tone and alpha (n,h·scale,w·scale) float32 in [0,1]
+    "One half of the frame, left or right of the nose"
+    root,chin = landmarks[:,27].float(),landmarks[:,8].float()
+    down = F.normalize(chin-root, dim=-1)[:,:,None,None]
+    p = pixel_grid(images.shape[1:], scale) - root[:,None,None]
+    side = p[...,0]*down[:,1] - p[...,1]*down[:,0]
+    numbers = numbers.float()[...,None,None]
+    return Cover((.1+.8*numbers[:,1]).expand_as(side), (side*torch.where(numbers[:,2]<.5, -1., 1.)>0).float())
+
+def draw_hand(
+    images:Tensor, # (n,h,w) uint8
+    landmarks:Tensor, # (n,68,2) (x,y) in pixels
+    numbers:Tensor, # (n,8), see `image_numbers`
+    scale:int=4, # how many times finer than the image it is drawn
+)->Cover: # tone and alpha (n,h·scale,w·scale) float32 in [0,1]
+    "A hand over a random part of the face"
+    n,points,numbers = len(images),landmarks.float(),numbers.float()
+    height = (points[:,8]-points[:,27]).norm(dim=-1).clamp(min=4)
+    centre = points[torch.arange(n),17+(numbers[:,1]*51).long()]
+    angle = 2*torch.pi*numbers[:,2]
+    p = (pixel_grid(images.shape[1:], scale) - centre[:,None,None])/height[:,None,None,None]
+    cos,sin = angle.cos()[:,None,None],angle.sin()[:,None,None]
+    x,y = cos*p[...,0]+sin*p[...,1],cos*p[...,1]-sin*p[...,0]
+    def finger(x0, y0, x1, y1, width):
+        dx,dy = x1-x0,y1-y0
+        t = (((x-x0)*dx + (y-y0)*dy)/(dx*dx+dy*dy)).clamp(0, 1)
+        return ((x-x0-t*dx).square() + (y-y0-t*dy).square()).sqrt() - width
+    palm = torch.maximum(x.abs()-.24, (y-.12).abs()-.26)
+    parts = torch.stack([palm, *(finger(x0, -.1, 1.2*x0, -.1-length, .062) for x0,length in ((-.18,.32), (-.06,.4), (.06,.37), (.18,.27))), finger(.2, .2, .45, -.08, .07)])
+    distance,nearest = parts.min(0).values,parts.topk(2, dim=0, largest=False).values
+    h,w = images.shape[1:]
+    nose = points[:,27:36].round().long()
+    skin = images[torch.arange(n)[:,None],nose[...,1].clamp(0, h-1),nose[...,0].clamp(0, w-1)].float().median(1).values/255
+    # darker towards the outline and where two fingers meet
+    shade = (.8 + 4*(-distance).clamp(0, .06)) * (1 - .35*((nearest[1]-nearest[0])<.025)*(distance>-.05))
+    return Cover(((skin*.95+.03)[:,None,None]*shade).clamp(0, 1), (distance<0).float())
+
+OCCLUSIONS |= dict(sunglasses=draw_sunglasses, half=hide_half, hand=draw_hand)
+
+# %% ../nbs/02b_masks.ipynb #7dc602aa
+METHODS = ('detector', 'whole frame', 'mean face')
+
+class Landmarks(namedtuple('Landmarks', 'points method')):
+    "points (n,68,2) float32 in pixels; method (n,) uint8, index into `METHODS`"
+    @property
+    def detected(self): return self.method==0
+    def __repr__(self):
+        counts = torch.bincount(self.method.long(), minlength=len(METHODS)).tolist()
+        text = f'Landmarks of {len(self.method):,} faces: ' + ', '.join(f'{c:,} by {m} ({c/len(self.method):.1%})' for m,c in zip(METHODS, counts) if c)
+        return text + ("; for real detection pip install 'fer_perturb[masks]'" if counts[2] else '')
+
+def mean_face_finder(
+    image:np.ndarray, # (h,w) uint8
+)->tuple: # (68,2) in pixels, 'mean face'
+    "The mean face, whatever the image"
+    h,w = image.shape
+    return (MEAN_FACE.numpy()+.5)*[w/48,h/48] - .5,'mean face'
+
+def dlib_finder(): # a function like `mean_face_finder`, or None without the [masks] extra
+    "dlib's face detector and 68-point model"
+    # the model is found as a file: the older of the two packages that ship it cannot be imported without pkg_resources
+    package = importlib.util.find_spec('face_recognition_models')
+    if package is None or importlib.util.find_spec('dlib') is None: return None
+    import dlib
+    model = Path(package.submodule_search_locations[0])/'models'/'shape_predictor_68_face_landmarks.dat'
+    if not model.exists(): raise FileNotFoundError(f"{model} is missing: pip install --force-reinstall 'fer_perturb[masks]'")
+    detector,predictor = dlib.get_frontal_face_detector(),dlib.shape_predictor(str(model))
+    def find(image):
+        h,w = image.shape
+        large = np.asarray(Image.fromarray(image).resize((192,192), Image.Resampling.BICUBIC))
+        for border in (48,0):
+            padded = np.pad(large, border)
+            boxes,scores,_ = detector.run(padded, 0, 0.)
+            if len(boxes): break
+        box = boxes[int(np.argmax(scores))] if len(boxes) else dlib.rectangle(0, 0, 191, 191)
+        shape = predictor(padded, box)
+        points = np.array([(p.x,p.y) for p in shape.parts()]) - border
+        return (points+.5)*[w/192,h/192] - .5,METHODS[0 if len(boxes) else 1]
+    return find
+
+def _digests(images): return np.array([int.from_bytes(hashlib.blake2b(f'{i.shape}'.encode()+i.tobytes(), digest_size=8).digest(), 'big') for i in images], np.uint64)
+
+def _keep(path, digests, points, methods):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    with open(part, 'wb') as f: np.savez(f, digests=digests, points=points, methods=methods)
+    os.replace(part, path)
+
+def find_landmarks(
+    data:FERData, # faces
+    finder=None, # function (h,w) uint8 -> (68,2) points in pixels and one of `METHODS`; dlib if it is installed, else the mean face, if None
+    store:Path=None, # npz that remembers the landmarks of every image seen; in `cache_folder` for dlib, none for others, if None
+    every:int=1000, # images between two writes of the store
+)->Landmarks: # one row for each face
+    "The landmarks of all faces; each image is worked on once in its life, and a stopped run goes on where it was"
+    if finder is None:
+        finder = dlib_finder()
+        if finder is None: finder = mean_face_finder
+        elif store is None: store = cache_folder()/'landmarks.npz'
+    images = data.images.cpu().numpy()
+    digests,known = _digests(images),{}
+    if store is not None and Path(store).exists():
+        try:
+            with np.load(store, allow_pickle=False) as z: known = {d: (p,m) for d,p,m in zip(z['digests'].tolist(), z['points'], z['methods'].tolist())}
+        except (ValueError, OSError, KeyError, zipfile.BadZipFile): known = {}
+    def write(): _keep(Path(store), np.array(list(known), np.uint64), *map(np.array, zip(*known.values())))
+    todo = list({d: i for i,d in enumerate(digests.tolist()) if d not in known}.items())
+    for k,(digest,i) in enumerate(progress_bar(todo, leave=False) if len(todo)>every else todo):
+        points,method = finder(images[i])
+        known[digest] = np.asarray(points, np.float32),METHODS.index(method)
+        if store is not None and k%every==every-1: write()
+    if store is not None and todo: write()
+    points,methods = zip(*(known[d] for d in digests.tolist()))
+    return Landmarks(torch.from_numpy(np.stack(points)), torch.tensor(methods, dtype=torch.uint8))
+
+# %% ../nbs/02b_masks.ipynb #95a15cac
+def occlude(
+    data:FERData, # faces
+    what:str, # key of `OCCLUSIONS`
+    landmarks=None, # `Landmarks`, or (n,68,2) (x,y) in pixels; those of `find_landmarks` if None
+    seed:int=42, # of everything random
+)->FERData: # the same rows; its columns 'covered' (n,h,w) uint8 and 'method' (n,) uint8 say what is hidden, and how the landmarks were found
+    "Hide the same part of every face"
+    if what not in OCCLUSIONS: raise ValueError(f'nothing is called {what!r}: choose one of {", ".join(OCCLUSIONS)}')
+    if landmarks is None:
+        landmarks = find_landmarks(data)
+        print(landmarks)
+    points = landmarks.points if isinstance(landmarks, Landmarks) else torch.as_tensor(landmarks)
+    images,covered = occlude_images(data.images.cpu(), points.cpu(), what, seed)
+    res = FERData(images, data.labels.cpu(), data.usage.cpu(), data.names, data.vocab, regions=data.regions)
+    res.columns |= dict(covered=covered, method=landmarks.method if isinstance(landmarks, Landmarks) else None)
+    return res
+
+def maskfer(
+    data:FERData, # faces
+    landmarks=None, # `Landmarks`, or (n,68,2) (x,y) in pixels; those of `find_landmarks` if None
+    kind:str='surgical', # key of `MASKS`, or 'mixed'
+    seed:int=42, # of everything random
+)->FERData: # the same rows, masked
+    "MaskFer, from any set of faces"
+    if kind not in (*MASKS, 'mixed'): raise ValueError(f'no mask is called {kind!r}: choose one of {", ".join(MASKS)}, mixed')
+    return occlude(data, kind, landmarks, seed)
+
+# %% ../nbs/02b_masks.ipynb #7a5c20e4
+def kaggle_path(
+    name:str, # name of a face: a file's path, or a number
+    label:str, # its class
+    usage:str, # one of `USAGES`
+)->str: # train|test/class/Usage_name.png
+    "Where Kaggle's layout has a face"
+    stem = Path(name).stem
+    if stem.split('_')[0] not in USAGES: stem = f'{usage}_{stem}'
+    return f'{"train" if usage==USAGES[0] else "test"}/{label}/{stem}.png'
+
+def write_kaggle(
+    data:FERData, # faces
+    out:Path, # folder that does not exist yet
+):
+    "Write faces as a folder of PNGs, under a temporary name first"
+    out = Path(out)
+    if out.exists(): raise ValueError(f'{out} exists: give the name of a new folder, or remove it')
+    paths = [kaggle_path(face.name, face.label, USAGES[u]) for face,u in zip(data, data.usage.tolist())]
+    twice = [p for p,c in zip(*np.unique(paths, return_counts=True)) if c>1]
+    if twice: raise ValueError(f'{len(twice):,} files would be written twice, such as {twice[0]}: give the faces distinct names')
+    part = out.with_name(f'.{out.name}.{os.getpid()}.part')
+    try:
+        for path,image in zip(progress_bar(paths, leave=False) if len(paths)>1000 else paths, data.images.cpu().numpy()):
+            (part/path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(part/path)
+        part.rename(out)
+    finally: shutil.rmtree(part, ignore_errors=True)
+
+def mask_set(
+    source:Path, # faces, in any form that `load_faces` reads
+    out:Path, # folder that does not exist yet
+    kind:str='surgical', # key of `OCCLUSIONS`
+    seed:int=42, # of everything random
+):
+    "Read faces, hide a part of each, write them in Kaggle's layout"
+    if Path(out).exists(): raise ValueError(f'{out} exists: give the name of a new folder, or remove it')
+    if kind not in OCCLUSIONS: raise ValueError(f'nothing is called {kind!r}: choose one of {", ".join(OCCLUSIONS)}')
+    data = load_faces(source)
+    write_kaggle(occlude(data, kind, seed=seed), out)
+    print(f'{out}: {data}, with {kind}')
