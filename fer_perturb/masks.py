@@ -90,7 +90,7 @@ def apply_homography(
     x = x.view(len(matrices), *points.shape[1:-1], 3)
     return x[...,:2]/torch.where(x[...,2:].abs()<1e-6, 1e-6, x[...,2:]),x[...,2]
 
-# %% ../nbs/02b_masks.ipynb #40cb074d
+# %% ../nbs/02b_masks.ipynb #35ff1fb7
 MEAN_FACE = torch.tensor([
     [4.3,18.7], [4.5,23.8], [5.2,28.7], [6.2,33.6], [8.1,38.1], [11.0,42.0], [14.6,45.0], [18.9,47.1], [23.7,47.6], [28.5,47.0], [32.8,44.9], [36.5,41.8],
     [39.3,37.9], [41.2,33.3], [42.2,28.4], [42.7,23.4], [42.9,18.3], [7.5,14.5], [9.9,12.4], [13.2,11.7], [16.7,12.2], [20.0,13.5], [26.5,13.3], [29.8,12.0],
@@ -103,13 +103,15 @@ def fit_mean_face(
     landmarks:Tensor, # (n,68,2) (x,y) in pixels
 )->Tensor: # (n,68,2) float64
     "The mean face, shifted, rotated and scaled so that it lies closest to each face's landmarks"
-    points,mean = landmarks.double(),MEAN_FACE.double()
-    centre,shape = points.mean(1, keepdim=True),mean-mean.mean(0)
-    x,y = (points-centre).unbind(-1)
-    u,v = shape.unbind(-1)
-    # the best rotation and scale as one complex number, cos·s and sin·s
-    cos,sin = (x*u+y*v).sum(1)/shape.square().sum(),(y*u-x*v).sum(1)/shape.square().sum()
-    return centre + torch.stack([cos[:,None]*u - sin[:,None]*v, sin[:,None]*u + cos[:,None]*v], -1)
+    # without the jaw, which is what goes wrong first
+    points,mean = landmarks[:,17:].double(),MEAN_FACE[17:].double()
+    centre,middle = points.mean(1, keepdim=True),mean.mean(0)
+    (x,y),(u,v) = (points-centre).unbind(-1),(mean-middle).unbind(-1)
+    # the best rotation and scale as one complex number: cos·s + i·sin·s
+    size = (u*u+v*v).sum()
+    cos,sin = (x*u+y*v).sum(1, keepdim=True)/size,(y*u-x*v).sum(1, keepdim=True)/size
+    u,v = (MEAN_FACE.double()-middle).unbind(-1)
+    return centre + torch.stack([cos*u - sin*v, sin*u + cos*v], -1)
 
 Placement = namedtuple('Placement', 'plane side mirrored refit')
 
@@ -311,7 +313,7 @@ def covered_share(
     hidden = covered[torch.arange(len(covered))[:,None],y.clamp(0, h-1),x.clamp(0, w-1)]>127
     return hidden[inside].float().mean().item()
 
-# %% ../nbs/02b_masks.ipynb #b1e519fc
+# %% ../nbs/02b_masks.ipynb #dc974f97
 def draw_sunglasses(
     images:Tensor, # (n,h,w) uint8
     landmarks:Tensor, # (n,68,2) (x,y) in pixels
@@ -353,7 +355,7 @@ def draw_hand(
 )->Cover: # tone and alpha (n,h·scale,w·scale) float32 in [0,1]
     "A hand over a random part of the face"
     n,points,numbers = len(images),landmarks.float(),numbers.float()
-    height = (points[:,8]-points[:,27]).norm(dim=-1).clamp(min=4)
+    height = 1.3*(points[:,8]-points[:,27]).norm(dim=-1).clamp(min=4)
     centre = points[torch.arange(n),17+(numbers[:,1]*51).long()]
     angle = 2*torch.pi*numbers[:,2]
     p = (pixel_grid(images.shape[1:], scale) - centre[:,None,None])/height[:,None,None,None]
@@ -363,14 +365,14 @@ def draw_hand(
         dx,dy = x1-x0,y1-y0
         t = (((x-x0)*dx + (y-y0)*dy)/(dx*dx+dy*dy)).clamp(0, 1)
         return ((x-x0-t*dx).square() + (y-y0-t*dy).square()).sqrt() - width
-    palm = torch.maximum(x.abs()-.24, (y-.12).abs()-.26)
+    palm = ((x.abs()-.13).clamp(min=0).square() + ((y-.12).abs()-.15).clamp(min=0).square()).sqrt() - .11
     parts = torch.stack([palm, *(finger(x0, -.1, 1.2*x0, -.1-length, .062) for x0,length in ((-.18,.32), (-.06,.4), (.06,.37), (.18,.27))), finger(.2, .2, .45, -.08, .07)])
-    distance,nearest = parts.min(0).values,parts.topk(2, dim=0, largest=False).values
+    distance,fingers = parts.min(0).values,parts[1:5].topk(2, dim=0, largest=False).values
     h,w = images.shape[1:]
     nose = points[:,27:36].round().long()
     skin = images[torch.arange(n)[:,None],nose[...,1].clamp(0, h-1),nose[...,0].clamp(0, w-1)].float().median(1).values/255
     # darker towards the outline and where two fingers meet
-    shade = (.8 + 4*(-distance).clamp(0, .06)) * (1 - .35*((nearest[1]-nearest[0])<.025)*(distance>-.05))
+    shade = (.8 + 4*(-distance).clamp(0, .06)) * (1 - .35*((fingers[1]-fingers[0])<.025)*(fingers[0]<0))
     return Cover(((skin*.95+.03)[:,None,None]*shade).clamp(0, 1), (distance<0).float())
 
 OCCLUSIONS |= dict(sunglasses=draw_sunglasses, half=hide_half, hand=draw_hand)
