@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['saliency_methods', 'input_saliency', 'saliency_figure']
 
-# %% ../nbs/09b_interpret.ipynb #de86e932
+# %% ../nbs/09b_interpret.ipynb #7161b346
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from fastai.vision.all import Learner
 from torch import Tensor, nn
 
@@ -47,7 +46,7 @@ def input_saliency(
     finally: model.train(training)
     return torch.cat(maps)
 
-# %% ../nbs/09b_interpret.ipynb #f2cfc25c
+# %% ../nbs/09b_interpret.ipynb #0f88d5bf
 def saliency_figure(
     models:dict, # {name: `Learner` or `nn.Module`}
     faces:dict, # {name, such as 'without mask': images (n,h,w) uint8}, the same people in each
@@ -55,14 +54,15 @@ def saliency_figure(
     kind:str='gradient', # one of `saliency_methods`
 )->plt.Figure:
     "Each set of faces, and below it the saliency of each model (the paper's Figures 1 and 6)"
-    rows = [(name, None, images) for name,images in faces.items()]
-    rows = [row for name,_,images in rows for row in [(name, None, images)] + [(model, m, images) for model,m in models.items()]]
+    rows = [row for name,images in faces.items() for row in [(name, None, images)] + [(model, m, images) for model,m in models.items()]]
     n = len(next(iter(faces.values())))
-    figure,axes = plt.subplots(len(rows), n, figsize=(n*.85+1,len(rows)*.85+.2), squeeze=False, gridspec_kw=dict(wspace=.04, hspace=.04, left=1/(n*.85+1), right=1, bottom=0, top=.95))
+    figure,axes = plt.subplots(len(rows), n, figsize=(n*.85+1,len(rows)*.85+.2), squeeze=False, dpi=72,
+                                gridspec_kw=dict(wspace=.04, hspace=.04, left=1/(n*.85+1), right=1, bottom=0, top=.95))
     for line,(name,model,images) in zip(axes, rows):
         maps = None if model is None else input_saliency(model, images, kind)
         for i,ax in enumerate(line):
-            ax.imshow(images[i] if maps is None else maps[i], cmap='gray' if maps is None else 'inferno', vmin=0, vmax=255 if maps is None else 1)
+            ax.imshow(images[i] if maps is None else maps[i], cmap='gray' if maps is None else 'inferno', vmin=0, vmax=255 if maps is None else 1,
+                      interpolation='nearest')
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values(): spine.set_visible(False)
         line[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=8)

@@ -261,7 +261,7 @@ def draw_masks(
         tone[printed] = tone[printed].lerp(other, pattern(plane[printed], numbers[printed,4:6]))
     return Cover(tone.clamp(0, 1), alpha)
 
-# %% ../nbs/02b_masks.ipynb #7ecb7309
+# %% ../nbs/02b_masks.ipynb #13296b74
 OCCLUSIONS = {kind: partial(draw_masks, kind=kind) for kind in (*MASKS, 'mixed')}
 Occluded = namedtuple('Occluded', 'images covered')
 
@@ -289,8 +289,8 @@ def occlude_images(
     landmarks = torch.as_tensor(landmarks)
     check_landmarks(landmarks, images)
     results = []
-    chunks = torch.arange(len(images)).split(128)
-    for rows in progress_bar(chunks, leave=False) if len(chunks)>20 else chunks:
+    chunks = torch.arange(len(images)).split(16)
+    for rows in progress_bar(chunks, leave=False) if len(chunks)>100 else chunks:
         tone,alpha = OCCLUSIONS[what](images[rows], landmarks[rows], image_numbers(images[rows], seed), scale=scale)
         colour,alpha = F.avg_pool2d(torch.stack([tone*alpha, alpha], 1), scale).unbind(1)
         mixed = (images[rows]*(1-alpha) + 255*colour).round_().clamp_(0, 255).byte()

@@ -25,7 +25,7 @@ def twins(
     flat = np.ascontiguousarray(data.images.cpu().numpy().reshape(len(data), -1))
     return torch.from_numpy(np.unique(flat.view(f'V{flat.shape[1]}').ravel(), return_inverse=True)[1].ravel())
 
-# %% ../nbs/00b_quality.ipynb #4b94e631
+# %% ../nbs/00b_quality.ipynb #2aeed183
 def signatures(
     images:Tensor, # (n,h,w) uint8
     size:int=12, # height and width of the shrunk image
@@ -46,7 +46,7 @@ def near_twins(
     # each exact twin is compared once
     first = torch.zeros(int(exact.max())+1, dtype=torch.int64).scatter_(0, exact.flip(0), torch.arange(len(data)).flip(0))
     marks,pairs = signatures(data.images.cpu()[first]),[]
-    for start in range(0, len(marks), 1024): pairs.append((marks[start:start+1024]@marks.T > similarity).nonzero() + torch.tensor([start,0]))
+    for start in range(0, len(marks), 1024): pairs.append((marks[start:start+1024]@marks[start:].T > similarity).nonzero() + start)
     a,b = torch.cat(pairs).T.numpy()
     labels = connected_components(coo_array((np.ones(len(a), bool), (a,b)), shape=(len(marks),)*2), directed=False)[1]
     return torch.from_numpy(labels).long()[exact]
