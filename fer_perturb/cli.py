@@ -37,7 +37,7 @@ def main(
     from fer_perturb import experiments, masks
     run = dict(demo=experiments.demo, mask=masks.mask_set)[command]
     try: run(**options)
-    except (ValueError, FileNotFoundError, ConnectionError) as e:
+    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as e:
         print(f'fer-perturb: {e}', file=sys.stderr)
         return 2
     return 0

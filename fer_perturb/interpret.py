@@ -46,13 +46,13 @@ def input_saliency(
     finally: model.train(training)
     return torch.cat(maps)
 
-# %% ../nbs/09b_interpret.ipynb #0f88d5bf
+# %% ../nbs/09b_interpret.ipynb #cb28841c
 def saliency_figure(
     models:dict, # {name: `Learner` or `nn.Module`}
     faces:dict, # {name, such as 'without mask': images (n,h,w) uint8}, the same people in each
     labels:list=None, # n class names, as titles
     kind:str='gradient', # one of `saliency_methods`
-)->plt.Figure:
+)->plt.Figure: # a row for each set, and one for each set and model
     "Each set of faces, and below it the saliency of each model (the paper's Figures 1 and 6)"
     rows = [row for name,images in faces.items() for row in [(name, None, images)] + [(model, m, images) for model,m in models.items()]]
     n = len(next(iter(faces.values())))
