@@ -282,7 +282,7 @@ def load_faces(
     if kind=='.parquet' or kind=='folder' and next(path.rglob('*.parquet'), None):
         from fer_perturb.forms import from_parquet # it builds on this module
         readers[kind] = from_parquet
-    if kind not in readers: raise ValueError(f'{path} is no zip file, folder, csv or parquet file: FER2013 comes as one of these')
+    if kind not in readers: raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: FER2013 comes as one of these')
     kept = cache_folder()/f'{path.stem}-{_state_of(path, size)}.npz'
     if cache and kept.exists():
         try: return read_faces(kept)
