@@ -20,6 +20,12 @@ def _parser():
     demo.add_argument('--seed', type=int, default=42, help='seed of everything random (default: %(default)s)')
     demo.add_argument('--landmarks', help='npz with the landmarks of the faces, to measure attention against')
     demo.add_argument('--out', default='demo', help='folder for the figures (default: %(default)s)')
+    mask = commands.add_parser('mask', help='write a set of faces with masks on, such as MaskFer',
+        description="Find the landmarks of faces, hide a part of each, and write them in Kaggle's folder layout.")
+    mask.add_argument('source', metavar='IN', help='faces in any form: zip file, folder, csv or parquet file')
+    mask.add_argument('out', metavar='OUT', help='folder to be written; it must not exist')
+    mask.add_argument('--kind', default='surgical', help='surgical, cloth, n95, mixed, sunglasses, half or hand (default: %(default)s)')
+    mask.add_argument('--seed', type=int, default=42, help='seed of everything random (default: %(default)s)')
     return parser
 
 def main(
@@ -28,9 +34,10 @@ def main(
     "Run a sub-command; a mistake is one sentence, not a traceback"
     options = vars(_parser().parse_args(args))
     command = options.pop('command')
-    from fer_perturb import experiments
-    try: getattr(experiments, command)(**options)
-    except (ValueError, FileNotFoundError, ConnectionError) as e:
+    from fer_perturb import experiments, masks
+    run = dict(demo=experiments.demo, mask=masks.mask_set)[command]
+    try: run(**options)
+    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as e:
         print(f'fer-perturb: {e}', file=sys.stderr)
         return 2
     return 0

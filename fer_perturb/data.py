@@ -271,7 +271,7 @@ def _state_of(path, size):
     return hashlib.sha256(f'1 {size} {path.resolve()}\n{state}'.encode()).hexdigest()[:16]
 
 def load_faces(
-    path:Path, # zip file, folder of images, fer2013.csv, icml_face_data.csv, or an .npz of `save_faces`
+    path:Path, # zip file, folder of images or of parquet files, fer2013.csv, icml_face_data.csv, a parquet file, or an .npz of `save_faces`
     size:int=48, # height and width in pixels
     cache:bool=True, # keep the parsed set in `cache_folder`
 )->FERData: # the faces, in memory
@@ -281,7 +281,10 @@ def load_faces(
     if path.suffix.lower()=='.npz': return read_faces(path)
     kind = 'folder' if path.is_dir() else path.suffix.lower()
     readers = {'folder': from_folder, '.zip': from_zip, '.csv': from_csv}
-    if kind not in readers: raise ValueError(f'{path} is no zip file, folder or csv: FER2013 comes as one of these')
+    if kind=='.parquet' or kind=='folder' and next(path.rglob('*.parquet'), None):
+        from fer_perturb.forms import from_parquet # it builds on this module
+        readers[kind] = from_parquet
+    if kind not in readers: raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: FER2013 comes as one of these')
     kept = cache_folder()/f'{path.stem}-{_state_of(path, size)}.npz'
     if cache and kept.exists():
         try: return read_faces(kept)

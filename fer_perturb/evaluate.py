@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['predict_faces', 'bootstrap', 'correct', 'summary_table', 'accuracy_change', 'class_accuracy', 'class_table',
-           'plot_confusion']
+           'plot_confusion', 'occlusion_table']
 
 # %% ../nbs/08_evaluate.ipynb #0f03c4c2
 import matplotlib.pyplot as plt
@@ -99,3 +99,21 @@ def plot_confusion(
         ax.set_title(name)
     figure.tight_layout()
     return figure
+
+# %% ../nbs/08_evaluate.ipynb #dbfcf7fa
+def occlusion_table(
+    plain:dict, # {model's name: (n,c) probabilities on faces as they are}
+    occluded:dict, # {model's name: (n,c) probabilities on the same faces, masked}
+    labels:Tensor, # (n,)
+    vocab:tuple, # class names
+    n_boot:int=2000, # draws of the bootstrap
+)->pd.DataFrame: # a row for each model, a column for each class and one for all: change in points (95 % interval)
+    "Accuracy with mask minus without, class by class (the paper's Table 1)"
+    if plain.keys()!=occluded.keys(): raise ValueError(f'models without a mask: {", ".join(plain)}; with: {", ".join(occluded)}: give both for each model')
+    rows,labels = {},labels.cpu()
+    for name in plain:
+        change = correct(occluded[name], labels) - correct(plain[name], labels)
+        parts = {v: change[labels==i] for i,v in enumerate(vocab)} | {'all': change}
+        ends = {v: (p.mean(), *bootstrap(p, n_boot)) for v,p in parts.items() if len(p)}
+        rows[name] = {v: '{:+.1f} ({:+.0f} to {:+.0f})'.format(*(100*float(e) for e in ends[v])) if v in ends else '–' for v in parts}
+    return pd.DataFrame(rows).T
