@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['attention_kinds', 'StageMaps', 'saliency_kinds', 'ChannelGate', 'SpatialGate', 'SpatialAttention', 'CBAM',
            'AttendedStage', 'stage_names', 'example_image', 'stage_outputs', 'has_attention', 'add_attention',
-           'watch_stages', 'scale_unit', 'resize_maps', 'mean_gates', 'early_energy', 'sensitivity', 'saliency_maps']
+           'watch_stages', 'scale_unit', 'box_mean', 'resize_maps', 'mean_gates', 'early_energy', 'detail',
+           'saliency_maps']
 
 # %% ../nbs/03_attention.ipynb #836fb230
 from collections import namedtuple
@@ -198,14 +199,20 @@ def scale_unit(
     low,high = flat.amin(1, keepdim=True),flat.amax(1, keepdim=True)
     return ((flat-low)/(high-low).clamp(min=1e-12)).view(maps.shape)
 
+def box_mean(
+    maps:Tensor, # (b,c,h,w)
+    side:int, # of the box in pixels, odd
+)->Tensor: # (b,c,h,w)
+    "Mean over each pixel's neighbours; borders are replicated"
+    return F.avg_pool2d(F.pad(maps, (side//2,)*4, mode='replicate'), side, 1)
+
 def resize_maps(
     maps:Tensor, # (b,h,w)
     size:tuple, # wanted (height, width)
     smooth:int=1, # side of a mean filter that is applied before, odd
 )->Tensor: # (b,height,width)
     "Smooth maps, then enlarge them bilinearly"
-    padded = F.pad(maps[:,None], (smooth//2,)*4, mode='replicate')
-    return F.interpolate(F.avg_pool2d(padded, smooth, 1), size, mode='bilinear', align_corners=False)[:,0]
+    return F.interpolate(box_mean(maps[:,None], smooth), size, mode='bilinear', align_corners=False)[:,0]
 
 def mean_gates(
     stages:list, # `StageMaps` of each stage
@@ -224,28 +231,30 @@ def early_energy(
     energy = stages[min(1, len(stages)-1)].features.float().abs().mean(1)
     return scale_unit(resize_maps(stages[0].gate, size, smooth=5)) + scale_unit(resize_maps(energy, size))
 
-def sensitivity(
+def detail(
     stages:list, # `StageMaps` of each stage, with their graph
     logits:Tensor, # (b,classes), with its graph
     size:tuple, # (height, width) of the image
 )->Tensor: # (b,H,W)
-    "Size of the winning score's gradient at the first two stages, smoothed, each in [0,1]"
-    gradients = torch.autograd.grad(logits.amax(1).sum(), [s.features for s in stages[:2]])
-    return sum(scale_unit(resize_maps(g.float().abs().sum(1), size, smooth=5)) for g in gradients)
+    "What the winning score owes to the detail at each place of the first stage, smoothed"
+    features = stages[0].features
+    gradient, = torch.autograd.grad(logits.amax(1).sum(), features)
+    change = gradient.float()*(features.float() - box_mean(features.float(), 3))
+    return resize_maps(change.abs().sum(1), size, smooth=5)
 
-saliency_kinds = dict(sensitivity=sensitivity, energy=early_energy, gates=mean_gates)
+saliency_kinds = dict(detail=detail, energy=early_energy, gates=mean_gates)
 
 def saliency_maps(
     model:nn.Module, # has attention; run in eval mode, its training mode is restored
     images:Tensor, # (n,c,h,w) in [0,1], or uint8; on any device
-    kind:str='sensitivity', # key of `saliency_kinds`
+    kind:str='detail', # key of `saliency_kinds`
     batch_size:int=256, # images in one forward pass
 )->Tensor: # (n,h,w) uint8, scaled to 0–255 for each image, on the images' device
     "The saliency of many images; of an ensemble (a model with `members` and `weights`), the mean over its members with attention"
     if kind not in saliency_kinds: raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_kinds)}')
     voters = [(w, m) for w,m in zip(model.weights.tolist(), model.members) if w and has_attention(m)] if hasattr(model, 'members') else []
     if voters: return scale_unit(sum(w*saliency_maps(m, images, kind, batch_size).float() for w,m in voters)).mul(255).round().byte()
-    training,device,results,graph = model.training,next(model.parameters()).device,[],kind=='sensitivity'
+    training,device,results,graph = model.training,next(model.parameters()).device,[],kind=='detail'
     model.eval()
     try:
         with torch.set_grad_enabled(graph), watch_stages(model, detach=not graph) as stages:

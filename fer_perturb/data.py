@@ -343,7 +343,12 @@ class ToFace(Transform):
         if isinstance(o, np.ndarray): o = Image.fromarray(o)
         if isinstance(o, Tensor): o = Image.fromarray(o.squeeze().cpu().numpy())
         return TensorFace(torch.tensor(to_gray(o, self.size) if isinstance(o, Image.Image) else read_image(o, self.size))[None])
-    def batch(self, data, idxs): return TensorFace(data.column('images', idxs)[:,None])
+    def batch(self,
+        data:FERData, # the table
+        idxs:Tensor, # (b,) int64, positions in it
+    )->TensorFace: # (b,1,h,w) uint8
+        "The same for a whole batch"
+        return TensorFace(data.column('images', idxs)[:,None])
 
 class ToClusters(Transform):
     "Where a face's clusters will be: zeros until `ReclusterCallback` has written them to the 'clusters' column"
@@ -352,14 +357,23 @@ class ToClusters(Transform):
         size:int=48, # height and width in pixels
     ): self.size = size
     def encodes(self, o): return TensorMask(torch.zeros(self.size, self.size, dtype=torch.uint8))
-    def batch(self, data, idxs):
+    def batch(self,
+        data:FERData, # the table
+        idxs:Tensor, # (b,) int64, positions in it
+    )->TensorMask: # (b,h,w) uint8
+        "The same for a whole batch"
         clusters = data.column('clusters', idxs)
         return TensorMask(torch.zeros(len(idxs), self.size, self.size, dtype=torch.uint8) if clusters is None else clusters)
 
 class ToLabel(Categorize):
     "A `Face` or a class name -> its number in `vocab`"
     def encodes(self, o): return super().encodes(o.label if isinstance(o, Face) else o)
-    def batch(self, data, idxs): return TensorCategory(data.column('labels', idxs))
+    def batch(self,
+        data:FERData, # the table
+        idxs:Tensor, # (b,) int64, positions in it
+    )->TensorCategory: # (b,) int64
+        "The same for a whole batch"
+        return TensorCategory(data.column('labels', idxs))
 
 def FaceBlock(
     size:int=48, # height and width in pixels

@@ -129,7 +129,7 @@ def attention_learner(
 class Scheme:
     "One reading of the Perturb Scheme; every field can be overridden in `perturb_learner`"
     attention: str = 'cbam'      # where attention sits: 'cbam', 'spatial' or 'input', see `add_attention`
-    saliency: str = 'sensitivity' # which map is made of it, see `saliency_kinds`
+    saliency: str = 'detail'     # which map is made of it, see `saliency_kinds`
     keep: float = 0.3            # fraction of pixels that are clustered
     feature: str = 'intensity'   # third feature of Eq. 1: 'intensity' or 'attention'
     refine: int = 5              # Lloyd steps of each image

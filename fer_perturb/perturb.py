@@ -30,7 +30,7 @@ class Clusterer:
     def __init__(self,
         model:nn.Module, # has attention; gives the saliency
         n_clusters:int=3, # n, the number of clusters
-        saliency:str='sensitivity', # key of `saliency_kinds`
+        saliency:str='detail', # key of `saliency_kinds`
         keep:float=0.3, # fraction of pixels, those with the highest saliency, that are clustered
         feature:str='intensity', # third feature of Eq. 1: 'intensity' or 'attention'
         refine:int=5, # Lloyd steps of each image from the shared centroids; 0 only assigns pixels to them
