@@ -93,7 +93,7 @@ def demo(
     if landmarks: public = add_landmarks(public, landmarks)
     set_seed(seed)
     augment = [FaceAugment(max_rotate=0, max_zoom=1, max_shift=0, max_lighting=0)] if toys else [FaceAugment(), EraseRandom()]
-    dls = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=augment).dataloaders(faces, bs=min(32 if toys else 128, len(faces.part('Training'))))
+    dls = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=augment).dataloaders(faces, bs=min(32 if toys else 64, len(faces.part('Training'))))
     out.mkdir(parents=True, exist_ok=True)
 
     baseline = _train('Baseline', face_learner(dls, arch), 2*epochs)
