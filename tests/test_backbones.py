@@ -47,10 +47,12 @@ def test_the_papers_networks_learn(arch, few):
     assert dropped(attention_learner(few, arch), (images, labels))>.2
 
 @pytest.mark.parametrize('arch', paper)
-def test_their_p_models_train(arch, faces):
-    dls = face_block(faces.vocab).dataloaders(faces[torch.arange(0, 420, 8)], bs=14)
-    learn = quietly(perturb_learner(dls, arch))
-    assert torch.tensor(learn.recorder.losses).isfinite().all()
+def test_their_p_models_learn(arch, faces):
+    dls = face_block(faces.vocab).dataloaders(faces[torch.arange(0, 420, 14)], bs=12)
+    learn = perturb_learner(dls, arch)
+    with learn.no_bar(), learn.no_logging(): learn.fit(4, 1e-3)
+    per_epoch = torch.tensor(learn.recorder.losses).view(4, -1).mean(1)
+    assert per_epoch[-1]<per_epoch[0]-.03
     assert learn.dls.train.data.column('clusters').amax()==3
     assert len(learn.get_preds()[0])==len(dls.valid_ds)
 
