@@ -287,6 +287,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.ReclusterCallback._perturb': ( 'perturb.html#reclustercallback._perturb',
                                                                                          'fer_perturb/perturb.py'),
+                                     'fer_perturb.perturb.ReclusterCallback._progress': ( 'perturb.html#reclustercallback._progress',
+                                                                                          'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.ReclusterCallback.after_pred': ( 'perturb.html#reclustercallback.after_pred',
                                                                                            'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.ReclusterCallback.before_batch': ( 'perturb.html#reclustercallback.before_batch',

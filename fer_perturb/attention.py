@@ -236,11 +236,11 @@ def detail(
     logits:Tensor, # (b,classes), with its graph
     size:tuple, # (height, width) of the image
 )->Tensor: # (b,H,W)
-    "What the winning score owes to the detail at each place of the first stage, smoothed"
+    "Detail at each place of the first stage, plus what the winning score owes to it"
     features = stages[0].features
     gradient, = torch.autograd.grad(logits.amax(1).sum(), features)
-    change = gradient.float()*(features.float() - box_mean(features.float(), 3))
-    return resize_maps(change.abs().sum(1), size, smooth=5)
+    difference = features.float() - box_mean(features.float(), 3)
+    return sum(scale_unit(resize_maps(m.abs().mean(1), size, smooth=5)) for m in (difference, gradient.float()*difference))
 
 saliency_kinds = dict(detail=detail, energy=early_energy, gates=mean_gates)
 
@@ -249,16 +249,17 @@ def saliency_maps(
     images:Tensor, # (n,c,h,w) in [0,1], or uint8; on any device
     kind:str='detail', # key of `saliency_kinds`
     batch_size:int=256, # images in one forward pass
+    progress=iter, # wraps the list of batches, e.g. a progress bar
 )->Tensor: # (n,h,w) uint8, scaled to 0–255 for each image, on the images' device
     "The saliency of many images; of an ensemble (a model with `members` and `weights`), the mean over its members with attention"
     if kind not in saliency_kinds: raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_kinds)}')
     voters = [(w, m) for w,m in zip(model.weights.tolist(), model.members) if w and has_attention(m)] if hasattr(model, 'members') else []
-    if voters: return scale_unit(sum(w*saliency_maps(m, images, kind, batch_size).float() for w,m in voters)).mul(255).round().byte()
+    if voters: return scale_unit(sum(w*saliency_maps(m, images, kind, batch_size, progress).float() for w,m in voters)).mul(255).round().byte()
     training,device,results,graph = model.training,next(model.parameters()).device,[],kind=='detail'
     model.eval()
     try:
         with torch.set_grad_enabled(graph), watch_stages(model, detach=not graph) as stages:
-            for batch in images.split(batch_size):
+            for batch in progress(images.split(batch_size)):
                 x = batch.to(device)
                 x = (x.float()/255 if x.dtype==torch.uint8 else x.detach()).requires_grad_(graph)
                 maps = saliency_kinds[kind](stages, model(x), images.shape[-2:])

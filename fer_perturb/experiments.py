@@ -15,11 +15,12 @@ import torch
 from fastai.vision.all import Learner, set_seed
 from torch import Tensor
 
-from .data import EraseRandom, FaceAugment, FERData, face_block, load_faces
+from .data import USAGES, EraseRandom, FaceAugment, FERData, face_block, load_faces
 from .evaluate import accuracy_change, class_table, plot_confusion, predict_faces, summary_table
 from .landmarks import add_landmarks, centre_prior, landmark_share, salient_pixels
 from .learner import attention_learner, face_learner, perturb_learner
 from .perturb import cluster_views
+from .quality import twin_elsewhere
 from .toyfaces import show_faces, toy_faces
 
 # %% ../nbs/10_experiments.ipynb #8cf79d89
@@ -105,14 +106,18 @@ def demo(
     if public.regions is not None:
         result['attention'] = attention_report(predictor, public)
         print(f'\nShare on eyes, brows, nose and mouth, over chance (PublicTest):\n{result["attention"].to_string()}')
-    for part in (public, private):
-        usage = 'PublicTest' if part is public else 'PrivateTest'
+    alone = ~twin_elsewhere(faces)
+    for usage,part in dict(PublicTest=public, PrivateTest=private).items():
         probabilities = {name: predict_faces(learn, part) for name,learn in dict(baseline=baseline, P=predictor).items()}
         result[usage] = summary_table(probabilities, part.labels)
         change,low,high = accuracy_change(*probabilities.values(), part.labels)
         result[f'{usage} change'] = class_table(probabilities['baseline'], {'P − baseline': probabilities['P']}, part.labels, faces.vocab)
         print(f'\n{usage} ({len(part):,} images)\n{result[usage].to_string()}\nchange: {change:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})'
               f'\n{result[f"{usage} change"].to_string()}')
+        single = alone[faces.usage.cpu()==USAGES.index(usage)]
+        if single.all(): continue
+        result[f'{usage} twin-free'] = summary_table({name: p[single] for name,p in probabilities.items()}, part.labels.cpu()[single])
+        print(f'{usage} without the {(~single).sum():,} images that also occur in another part\n{result[f"{usage} twin-free"].to_string()}')
 
     train = predictor.dls.train.data
     _save(show_faces(train.images[:28], overlay=train.column('clusters', slice(0, 28))), out/'clusters.png')

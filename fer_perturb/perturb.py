@@ -42,9 +42,10 @@ class Clusterer:
     def _features(self, images, saliency): return eq1_features(intensity(images), saliency, keep=self.keep, feature=self.feature)
     def saliency_of(self,
         images:Tensor, # (n,c,h,w) in [0,1], or uint8
+        progress=iter, # wraps the list of batches, e.g. a progress bar
     )->Tensor: # (n,h,w) uint8
         "The model's saliency of images"
-        return saliency_maps(self.model, images, self.saliency)
+        return saliency_maps(self.model, images, self.saliency, progress=progress)
     def fit(self,
         images:Tensor, # (n,c,h,w) in [0,1], or uint8
         saliency:Tensor, # (n,h,w)
@@ -176,6 +177,12 @@ class ReclusterCallback(Callback):
     def _perturb(self, images, clusters):
         kwargs = dict(p=self.p) if self.perturb in ('drop', 'keep') else {}
         return perturbations[self.perturb](images, clusters, self.clusterer.n_clusters, fill=self.fill, **kwargs)
+    def _progress(self, batches):
+        mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
+        if mbar is None: return batches
+        bar = progress_bar(batches, parent=mbar, leave=False)
+        bar.comment = 'attention maps of the training images'
+        return bar
     def _clusters_of(self, images):
         if self.own: self.clusterer.model = self.learn.model
         if self.clusterer.centroids is None: self.clusterer.fit(images, self.clusterer.saliency_of(images))
@@ -188,7 +195,7 @@ class ReclusterCallback(Callback):
         if not hasattr(self.learn, 'n_epoch') or not isinstance(data, FERData) or self.epoch%self.every: return
         images,clusterer = data.images[:,None],self.clusterer
         version = self._model_version()
-        if self.saliency is None or version!=self.version: self.saliency,self.version = clusterer.saliency_of(images),version
+        if self.saliency is None or version!=self.version: self.saliency,self.version = clusterer.saliency_of(images, self._progress),version
         clusterer.fit(images, self.saliency, seed=self.epoch)
         clusters = data.columns['clusters']
         if clusters is None: clusters = data.columns['clusters'] = torch.zeros_like(data.columns['images'])

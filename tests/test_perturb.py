@@ -150,7 +150,7 @@ def test_every(faces, model, monkeypatch):
 def test_frozen_saliency_is_computed_once_and_again_when_the_model_changed(faces, model, monkeypatch):
     counts = []
     original = Clusterer.saliency_of
-    monkeypatch.setattr(Clusterer, 'saliency_of', lambda self, images: counts.append(len(images)) or original(self, images))
+    monkeypatch.setattr(Clusterer, 'saliency_of', lambda self, images, *args: counts.append(len(images)) or original(self, images, *args))
     recluster = ReclusterCallback(Clusterer(model))
     learn,_ = fit(faces, recluster, epochs=3)
     assert counts==[336]
