@@ -215,32 +215,37 @@ def resize_maps(
     return F.interpolate(box_mean(maps[:,None], smooth), size, mode='bilinear', align_corners=False)[:,0]
 
 def mean_gates(
+    images:Tensor, # (b,c,H,W) in [0,1], only for its size
     stages:list, # `StageMaps` of each stage
     logits:Tensor, # (b,classes), unused
-    size:tuple, # (height, width) of the image
 )->Tensor: # (b,H,W)
     "Mean of the spatial gates of all stages"
-    return torch.stack([resize_maps(s.gate, size) for s in stages]).mean(0)
+    return torch.stack([resize_maps(s.gate, images.shape[-2:]) for s in stages]).mean(0)
 
 def early_energy(
+    images:Tensor, # (b,c,H,W) in [0,1], only for its size
     stages:list, # `StageMaps` of each stage
     logits:Tensor, # (b,classes), unused
-    size:tuple, # (height, width) of the image
 )->Tensor: # (b,H,W)
     "Smoothed gate of the first stage plus feature energy of the second, each in [0,1]"
-    energy = stages[min(1, len(stages)-1)].features.float().abs().mean(1)
+    size,energy = images.shape[-2:],stages[min(1, len(stages)-1)].features.float().abs().mean(1)
     return scale_unit(resize_maps(stages[0].gate, size, smooth=5)) + scale_unit(resize_maps(energy, size))
 
 def detail(
+    images:Tensor, # (b,c,H,W) in [0,1]
     stages:list, # `StageMaps` of each stage, with their graph
     logits:Tensor, # (b,classes), with its graph
-    size:tuple, # (height, width) of the image
 )->Tensor: # (b,H,W)
-    "Detail at each place of the first stage, plus what the winning score owes to it"
+    "Contrast of image and first stage, and what the winning score owes to it"
     features = stages[0].features
     gradient, = torch.autograd.grad(logits.amax(1).sum(), features)
-    difference = features.float() - box_mean(features.float(), 3)
-    return sum(scale_unit(resize_maps(m.abs().mean(1), size, smooth=5)) for m in (difference, gradient.float()*difference))
+    h,w = features.shape[-2:]
+    rim = min(2, (min(h, w)-1)//4)
+    x,g = (t.float()[:,:,rim:h-rim,rim:w-rim] for t in (features, gradient))
+    difference = x - box_mean(x, 3)
+    def whole(maps): return scale_unit(resize_maps(F.pad(maps.abs().mean(1, keepdim=True), (rim,)*4, mode='replicate')[:,0], images.shape[-2:], smooth=5))
+    contrast = box_mean((images - box_mean(images, 5)).abs().mean(1, keepdim=True), 5)[:,0]
+    return scale_unit(contrast)*whole(difference)*whole(g*difference).sqrt()
 
 saliency_kinds = dict(detail=detail, energy=early_energy, gates=mean_gates)
 
@@ -262,7 +267,7 @@ def saliency_maps(
             for batch in progress(images.split(batch_size)):
                 x = batch.to(device)
                 x = (x.float()/255 if x.dtype==torch.uint8 else x.detach()).requires_grad_(graph)
-                maps = saliency_kinds[kind](stages, model(x), images.shape[-2:])
+                maps = saliency_kinds[kind](x.detach(), stages, model(x))
                 results.append(scale_unit(maps).mul(255).round().byte().to(images.device))
     finally: model.train(training)
     return torch.cat(results)
