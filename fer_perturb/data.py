@@ -10,7 +10,7 @@ __all__ = ['EMOTIONS', 'USAGES', 'REGIONS', 'Face', 'image_suffixes', 'FERData',
            'relight', 'FaceAugment', 'erase_rectangles', 'EraseRandom']
 
 # %% ../nbs/00_data.ipynb #3387f35a
-import csv, hashlib, io, os, random, re, warnings, zipfile
+import csv, hashlib, io, os, warnings, zipfile
 from collections import namedtuple
 from pathlib import Path
 

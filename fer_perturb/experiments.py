@@ -36,7 +36,7 @@ def attention_report(
             for name,m in dict(saliency=saliency, centre_prior=prior).items()}
     clusters = clusterer(data.images[:,None], saliency)
     rows['clustered pixels'] = {f'top {clusterer.keep:.0%}': round(landmark_share(clusters>0, data.regions), 2)}
-    return pd.DataFrame(rows).T.fillna('')
+    return pd.DataFrame(rows).T.astype(object).fillna('')
 
 def centroid_pixels(
     learn:Learner, # a `perturb_learner` that has been trained

@@ -9,7 +9,7 @@ __all__ = ['saliency_methods', 'input_saliency', 'saliency_figure']
 import matplotlib.pyplot as plt
 import torch
 from fastai.vision.all import Learner
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import resize_maps, scale_unit
 

@@ -9,7 +9,7 @@ __all__ = ['adamw', 'sgd', 'schemes', 'BFloat16', 'bfloat16_pays', 'precision_ca
 
 # %% ../nbs/07_learner.ipynb #942f1d63
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from timeit import repeat
 

@@ -13,7 +13,6 @@ from collections import namedtuple
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from torch import Tensor
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fer_perturb.data import REGIONS
-from fer_perturb.landmarks import add_landmarks, centre_prior, landmark_groups, landmark_regions, landmark_share, salient_pixels
+from fer_perturb.landmarks import add_landmarks, centre_prior, landmark_groups, landmark_regions, landmark_share, salient_pixels, top_pixels
 from fer_perturb.toyfaces import draw_faces
 
 
@@ -37,12 +37,25 @@ def test_images_without_landmarks_do_not_count():
     assert landmark_share(torch.ones(2, 48, 48, dtype=torch.bool), regions)==pytest.approx(1)
     with pytest.raises(ValueError, match='landmarks are known'): landmark_share(regions>0, regions[1:].expand(2, -1, -1))
 
+@pytest.mark.parametrize('levels', [3, 256, 10**6])
+def test_top_pixels(levels):
+    saliency = torch.randint(0, levels, (30, 200))
+    for n in (1, 60, 199, 200):
+        expected = saliency.argsort(dim=1, descending=True, stable=True)[:, :n].sort(1).values
+        assert torch.equal(top_pixels(saliency, n), expected)
+        assert torch.equal(top_pixels(saliency.float(), n), expected)
+
 def test_salient_pixels_are_the_highest_and_equally_many():
     saliency = torch.rand(5, 48, 48)
     chosen = salient_pixels(saliency, .15)
     assert (chosen.flatten(1).sum(1)==346).all()
     for s,c in zip(saliency, chosen): assert s[c].min()>=s[~c].max()
     with pytest.raises(ValueError, match='at most 1'): salient_pixels(saliency, 30)
+
+def test_masks_and_numbers_choose_the_same_pixels_among_equals():
+    saliency = torch.randint(0, 4, (9, 12, 12), dtype=torch.uint8)
+    numbers = top_pixels(saliency.flatten(1), round(.3*144))
+    assert torch.equal(salient_pixels(saliency, .3).flatten(1).nonzero()[:,1].view(9, -1), numbers)
 
 def test_centre_prior_is_round_and_highest_in_the_middle():
     prior = centre_prior(48)[0]
