@@ -46,7 +46,7 @@ def recluster_table(
     n = settings.pick(n_training, 1000)
     times_over = -(-n//len(data))
     saliency = saliency_maps(frozen_attention(), data.images[:,None]).repeat(times_over, 1, 1)[:n]
-    images = data.images.repeat(times_over, 1, 1)[:n]
+    images = data.images[:,None].repeat(times_over, 1, 1, 1)[:n]
     clusterer = Clusterer(None).fit(images, saliency)
     def recluster():
         clusterer.fit(images, saliency)(images, saliency)

@@ -1,4 +1,4 @@
-"Time and memory at 1, 2, 4 and 8 times the images, each in a process of its own"
+"Time and memory at 1, 2, 4 and 8 times the images, each size in a process of its own"
 import json
 import sys
 import time
@@ -16,7 +16,7 @@ def lloyd_job(n):
 def recluster_job(n):
     import torch
     from fer_perturb.perturb import Clusterer
-    images,saliency = (torch.randint(0, 256, (n, 48, 48), dtype=torch.uint8) for _ in range(2))
+    images,saliency = (torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((n, 1, 48, 48), (n, 48, 48)))
     clusterer = Clusterer(None)
     return lambda: [clusterer.fit(images, saliency)(images, saliency)]
 
@@ -35,12 +35,12 @@ jobs = {'k-means (`lloyd`, plain)': (lloyd_job, 3600), 're-clustering (`Clustere
 
 def measure(
     name:str, # key of `jobs`
-    n:int, # images
+    scale:float, # times the images of size 1
 )->dict: # seconds, and bytes held at most beyond data and result
-    "What a child does"
-    make,_ = jobs[name]
+    "One job"
+    make,base = jobs[name]
     make(256)() # threads and libraries start
-    run = make(n)
+    run = make(int(scale*base))
     held,start = held_memory(),time.perf_counter()
     results = run()
     seconds,size = time.perf_counter()-start,sum(r.numel()*r.element_size() for r in results)
@@ -49,18 +49,17 @@ def measure(
 def tables(
     settings, # `Settings`
 )->list: # of `Table`
-    rows,goals = [],[]
+    rows,goals,unit = [],[],settings.pick(1, 0.1)
+    rounds = [{s: child('-m', 'benchmarks.growth', str(s*unit)) for s in sizes} for _ in range(settings.pick(3, 1))]
     for name,(_,base) in jobs.items():
-        base = settings.pick(base, base//10)
-        rounds = [{s: child('-m', 'benchmarks.growth', name, str(s*base)) for s in sizes} for _ in range(settings.pick(3, 1))]
-        seconds,beyond = ({s: [found[s][key] for found in rounds] for s in sizes} for key in ('seconds', 'beyond'))
+        seconds,beyond = ({s: [found[s][name][key] for found in rounds] for s in sizes} for key in ('seconds', 'beyond'))
         megabytes = {s: [b/2**20 for b in beyond[s]] for s in sizes}
-        rows += [(name, f'{s*base:,}', spread(seconds[s]), ratio(seconds[s], seconds[1]), spread(megabytes[s])) for s in sizes]
+        rows += [(name, f'{int(s*unit*base):,}', spread(seconds[s]), ratio(seconds[s], seconds[1]), spread(megabytes[s])) for s in sizes]
         last = sizes[-1]
         goals += [Goal(f'{name}: time at {last}× / ({last} × time at 1×)', ratio(seconds[last], [last*t for t in seconds[1]]), at_most=1.1),
                   Goal(f'{name}: MB more at {last}× than at 1×', spread([a-b for a,b in zip(megabytes[last], megabytes[1])]), at_most=32)]
     return [Table('Growth', ('what', 'images', 'seconds', 'time / time at 1×', 'peak memory beyond data and result, MB'), rows,
-                  'Each in a process of its own, which runs once, after a warm-up with 256 images. Memory is the most that was held while it ran, '
+                  'Each size in a process of its own, which runs every job once, after a warm-up with 256 images. Memory is the most that was held while it ran, '
                   'minus what was held before, with the data loaded, and minus the result.', goals)]
 
-if __name__=='__main__': print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+if __name__=='__main__': print(json.dumps({name: measure(name, float(sys.argv[1])) for name in jobs}))

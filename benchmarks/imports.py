@@ -14,7 +14,7 @@ def tables(
     "Fresh interpreters, in turn"
     for module in modules: import_seconds(module) # files into the page cache, bytecode written
     times = {module: [] for module in modules}
-    for _ in range(settings.pick(5, 1)):
+    for _ in range(settings.pick(3, 1)):
         for module in modules: times[module].append(import_seconds(module))
     rows = [(f'`{m}`', spread(times[m]), ratio(times[m], times['fastai.vision.all'])) for m in modules]
     return [Table('Import', ('module', 'seconds', 'time / fastai'), rows, 'In fresh interpreters, whose own start is not in the time.')]

@@ -474,7 +474,7 @@ def relight(
     n,device = len(images),images.device
     offset = (0.5 + draw_uniform(n, -0.5*max_lighting, 0.5*max_lighting, p, device)).logit()
     factor = draw_uniform(n, math.log(1-max_lighting), -math.log(1-max_lighting), p, device).exp()
-    return (images.clamp(1e-3, 1-1e-3).logit()*factor.view(n,1,1,1) + offset.view(n,1,1,1)).sigmoid()
+    return images.logit(eps=1e-3).mul_(factor.view(n,1,1,1)).add_(offset.view(n,1,1,1)).sigmoid_()
 
 # %% ../nbs/00_data.ipynb #aaa27673
 class FaceAugment(RandTransform):

@@ -68,7 +68,11 @@ class Clusterer:
         if self.centroids is None: raise ValueError('the centroids are not known yet: call fit, or train for an epoch')
         if self.one_map: return resize_clusters(self.map, images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
         if saliency is None: saliency = self.saliency_of(images)
-        return torch.cat([self._clusters_of(*part) for part in zip(images.split(2048), saliency.split(2048))])
+        clusters = torch.empty_like(saliency, dtype=torch.uint8)
+        for start in range(0, len(images), 2048):
+            rows = slice(start, start+2048)
+            clusters[rows] = self._clusters_of(images[rows], saliency[rows])
+        return clusters
     def _clusters_of(self, images, saliency):
         points,pixels = self._features(images, saliency)
         labels = lloyd(points, self.centroids.to(points.device), n_iter=self.refine).labels

@@ -2,6 +2,9 @@
 import matplotlib
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 matplotlib.use('Agg')
 
@@ -15,3 +18,21 @@ def seeded(): torch.manual_seed(0)
 def faces():
     from fer_perturb.toyfaces import toy_faces
     return toy_faces(420, seed=5)
+
+class PeakMemory(TorchDispatchMode):
+    "Bytes of tensors that are alive at once, beside those that were there before"
+    def __init__(self):
+        super().__init__()
+        self.live,self.peak = {},0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        old = {o.untyped_storage()._cdata for o in tree_iter((args, kwargs or {})) if isinstance(o, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for o in tree_iter(out):
+            if isinstance(o, torch.Tensor) and o.untyped_storage()._cdata not in old:
+                self.live[o.untyped_storage()._cdata] = StorageWeakRef(o.untyped_storage()),o.untyped_storage().nbytes()
+        self.live = {k: v for k,v in self.live.items() if not v[0].expired()}
+        self.peak = max(self.peak, sum(size for _,size in self.live.values()))
+        return out
+
+@pytest.fixture
+def peak_memory(): return PeakMemory

@@ -56,9 +56,9 @@ def test_other_libraries_do_the_same_steps():
         if kmeans.available(module) and 'compiled' not in name: assert kmeans.inertia(points, run(points, start))==pytest.approx(wanted, rel=1e-4), name
 
 def test_training_steps_train(faces):
-    from benchmarks.training import Steps, face_loaders, plain_float32
+    from benchmarks.training import Steps, face_loaders, with_precision
     from fer_perturb.learner import face_learner
-    learn = plain_float32(face_learner(face_loaders(faces), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48*48, 7))))
+    learn = with_precision(face_learner(face_loaders(faces), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48*48, 7))))
     step = Steps(learn)
     before = learn.model[1].weight.detach().clone()
     assert step()==128
@@ -88,3 +88,22 @@ def test_only_a_whole_run_writes_the_results():
     from benchmarks.run import parse
     assert parse([]).out.name=='results.md'
     assert parse(['--quick']).out is None and parse(['--only', 'loader']).out is None and parse(['--quick', '--out', 'x.md']).out==Path('x.md')
+
+def test_growth_measures_every_job():
+    from benchmarks import growth
+    for name in growth.jobs:
+        found = growth.measure(name, .1)
+        assert found['seconds']>0 and found['beyond']>=0, name
+
+def test_reclustering_is_compared_with_a_training(monkeypatch):
+    from benchmarks import common, epoch
+    monkeypatch.setattr(epoch, 'backbones', {'tiny': lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48*48, 7))})
+    table = epoch.recluster_table(common.Settings(quick=True))
+    assert [row[0] for row in table.rows]==['re-clustering', 'training tiny'] and table.goals[0].measured.median>0
+
+def test_minutes_to_an_accuracy(tmp_path):
+    from benchmarks import accuracy
+    (tmp_path/'fastai.csv').write_text('1,10.0,40.0\n2,20.0,63.0\n')
+    (tmp_path/'ours.csv').write_text('1,2.0,50.0\n2,4.0,64.5\n3,6.0,64.2\n')
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in accuracy.table(tmp_path, 64).splitlines()]
+    assert rows[2]==['fastai', '2', '10.0', '63.0', 'not in 20'] and rows[3]==['ours', '3', '2.00', '64.5', '4.00']

@@ -7,9 +7,6 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as SklearnKMeans
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 import fer_perturb.kmeans as module
 from fer_perturb.kmeans import (Fused, KMeans, check_points, cluster_maps, eq1_features, image_slices, kmeans, kmeans_plus_plus, lloyd,
@@ -243,35 +240,20 @@ def test_on_a_pretended_gpu():
         with pytest.raises(Exception, match='device'): lloyd(points, start.cpu())
         with pytest.raises(DataDependentOutputException): check_points(points)
 
-class PeakMemory(TorchDispatchMode):
-    "Bytes of tensors that are alive at once, beside those that were there before"
-    def __init__(self):
-        super().__init__()
-        self.live,self.peak = {},0
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        old = {o.untyped_storage()._cdata for o in tree_iter((args, kwargs or {})) if isinstance(o, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for o in tree_iter(out):
-            if isinstance(o, torch.Tensor) and o.untyped_storage()._cdata not in old:
-                self.live[o.untyped_storage()._cdata] = StorageWeakRef(o.untyped_storage()),o.untyped_storage().nbytes()
-        self.live = {k: v for k,v in self.live.items() if not v[0].expired()}
-        self.peak = max(self.peak, sum(size for _,size in self.live.values()))
-        return out
-
 @pytest.mark.parametrize('weighted', [False, True])
-def test_memory_does_not_grow_with_the_images(weighted):
+def test_memory_does_not_grow_with_the_images(weighted, peak_memory):
     def extra(b):
         points,start = random_points(b, 200),random_points(b, 3)
         weights = torch.rand(b, 200) if weighted else None
-        with PeakMemory() as memory: found = lloyd(points, start, weights, n_iter=2, compiled=False)
+        with peak_memory() as memory: found = lloyd(points, start, weights, n_iter=2, compiled=False)
         return memory.peak-sum(o.untyped_storage().nbytes() for o in found)
     few,many = extra(1500),extra(6000)
     assert many<6.3*2**20 and many<1.5*few
 
-def test_feature_memory_does_not_grow_with_the_images():
+def test_feature_memory_does_not_grow_with_the_images(peak_memory):
     def extra(b):
         images = torch.zeros(b, 48, 48, dtype=torch.uint8)
-        with PeakMemory() as memory: found = eq1_features(images, torch.rand(b, 48, 48))
+        with peak_memory() as memory: found = eq1_features(images, torch.rand(b, 48, 48))
         return memory.peak-sum(o.untyped_storage().nbytes() for o in found)-b*48*48*4
     few,many = extra(500),extra(2000)
     assert many<9*2**20 and many<1.1*few

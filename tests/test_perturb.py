@@ -90,6 +90,14 @@ def test_every_image_has_its_own_clusters_unless_told_otherwise(model, faces):
     assert len(own.unique(dim=0))>4
     assert len(one.unique(dim=0))==1 and one.min()==1
 
+def test_memory_does_not_grow_with_the_images(peak_memory):
+    clusterer = Clusterer(None).fit(torch.rand(64, 1, 16, 16), torch.rand(64, 16, 16))
+    def extra(n):
+        images,saliency = torch.rand(n, 1, 16, 16),torch.rand(n, 16, 16)
+        with peak_memory() as memory: clusters = clusterer(images, saliency)
+        return memory.peak-clusters.untyped_storage().nbytes()
+    assert extra(16*2048)<1.05*extra(4*2048)
+
 def test_loaders_with_clusters(faces):
     dls = face_block(batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(faces, bs=16)
     with_maps = with_clusters(dls, drop_tfms=(EraseRandom,))
