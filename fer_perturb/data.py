@@ -58,8 +58,10 @@ class FERData:
         idxs:Tensor=slice(None), # positions in this table
     )->Tensor: # the column's rows, None if the data has no such column
         "Part of a column, gathered in one index operation"
-        values = self.columns.get(name)
-        return None if values is None else values[self.rows[idxs].to(values.device) if torch.is_tensor(values) else self.rows[idxs]]
+        values,rows = self.columns.get(name),self.rows[idxs]
+        if not torch.is_tensor(values): return None if values is None else values[rows]
+        rows = rows.to(values.device)
+        return values.index_select(0, rows) if rows.ndim else values[rows] # copies whole images, where values[rows] would copy pixel by pixel
     def __getitem__(self, i):
         if isinstance(i, (int, np.integer)):
             return Face(self.column('images', i), self.vocab[self.column('labels', i)], str(self.columns['names'][self.rows[i]]))
@@ -412,7 +414,10 @@ def usage_splitter(
     data:FERData, # the table
 )->tuple: # row numbers of Training, of PublicTest
     "fastai splitter: train on Training, validate on PublicTest"
-    return [torch.where(data.usage.cpu()==u)[0].tolist() for u in (0,1)]
+    parts = [torch.where(data.usage.cpu()==u)[0].tolist() for u in (0,1)]
+    for rows,usage in zip(parts, USAGES):
+        if not rows: raise ValueError(f'none of these {len(data):,} images is marked {usage}: loaders train on Training and validate on PublicTest')
+    return parts
 
 def face_block(
     vocab:tuple=EMOTIONS, # class names, in label order
@@ -515,9 +520,10 @@ def erase_rectangles(
     area,aspect,x,y = torch.rand(4, n, 1, device=device)
     area,aspect = min_area + area*(max_area-min_area),torch.exp((2*aspect-1)*-math.log(min_aspect))
     height,width = (area*aspect).sqrt().clamp(max=1)*h,(area/aspect).sqrt().clamp(max=1)*w
-    top,left = y*(h-height),x*(w-width)
+    middle_y,middle_x = height/2 + y*(h-height),width/2 + x*(w-width)
     rows,columns = torch.arange(h, device=device)+0.5,torch.arange(w, device=device)+0.5
-    down,across = (rows>=top) & (rows<top+height) & (torch.rand(n, 1, device=device)<p),(columns>=left) & (columns<left+width)
+    reach = torch.where(torch.rand(n, 1, device=device)<p, height/2, 0)
+    down,across = (rows-middle_y).abs()<reach,(columns-middle_x).abs()<width/2
     inside = down.to(images.dtype)[:,None,:,None]*across.to(images.dtype)[:,None,None,:]
     return images.lerp(torch.rand_like(images[:1]), inside)
 

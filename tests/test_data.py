@@ -63,6 +63,10 @@ def test_labels_follow_the_csv_order_not_the_folders(faces, tmp_path):
     for face in data: assert face.name.split('/')[1]==face.label
     assert {EMOTIONS.index(c) for c in ('sad', 'surprise', 'neutral')}=={4, 5, 6}
 
+def test_both_parts_are_needed(faces):
+    for usage,missing in (('Training', 'PublicTest'), ('PublicTest', 'Training')):
+        with pytest.raises(ValueError, match=f'is marked {missing}'): face_block(faces.vocab).dataloaders(faces.part(usage))
+
 def test_a_users_own_classes_are_split_and_said_so(faces, tmp_path):
     files = [(f'{"dog" if i%2 else "cat"}/{i}.png', png(f.image.numpy())) for i,f in enumerate(faces[:100])]
     with pytest.warns(UserWarning, match='a tenth of each class'): data = load_faces(write_folder(tmp_path/'pets', files))
