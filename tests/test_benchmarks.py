@@ -107,3 +107,27 @@ def test_minutes_to_an_accuracy(tmp_path):
     (tmp_path/'ours.csv').write_text('1,2.0,50.0\n2,4.0,64.5\n3,6.0,64.2\n')
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in accuracy.table(tmp_path, 64).splitlines()]
     assert rows[2]==['fastai', '2', '10.0', '63.0', 'not in 20'] and rows[3]==['ours', '3', '2.00', '64.5', '4.00']
+
+def linear(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48*48, 7))
+
+def test_what_has_been_trained_is_not_trained_again(faces, tmp_path, monkeypatch):
+    from benchmarks import table1
+    first = table1.trained(faces, linear(), 1, 0, tmp_path/'net.pth').model
+    monkeypatch.setattr(table1.Learner, 'fit_quick', None)
+    again = table1.trained(faces, linear(), 1, 0, tmp_path/'net.pth').model
+    assert torch.equal(again[1].weight.cpu(), first[1].weight.cpu()) and [p.name for p in tmp_path.iterdir()]==['net.pth']
+
+def test_table1_compares_the_same_faces(faces, tmp_path):
+    from benchmarks import table1
+    from fer_perturb.masks import maskfer
+    from fer_perturb.toyfaces import draw_faces
+    masked = maskfer(faces, draw_faces(torch.arange(len(faces))%7).landmarks)
+    text = table1.report(dict(clean=faces, ours=masked, reference=masked), {'net': table1.trained(faces, linear(), 1, 0, tmp_path/'net.pth')}, 'PublicTest')
+    assert 'Table 1: ours, minus clean' in text and "on our masks minus on the reference's +0.0 points" in text
+
+def test_backbones_by_name():
+    from benchmarks.backbones import backbone
+    for name,side in {'slim_resnet18': 24, 'slim_resnet18:4': 12}.items():
+        model,found = backbone(name, 5),[]
+        model.layer1.register_forward_hook(lambda module, inputs, maps: found.append(maps.shape[-1]))
+        assert model(torch.rand(1, 1, 48, 48)).shape==(1, 5) and found==[side]
