@@ -56,7 +56,7 @@ def precision_callbacks(
     return [ChannelsLast(), BFloat16()] if kind=='cpu' and bfloat16_pays() else [ChannelsLast()]
 
 # %% ../nbs/07_learner.ipynb #fb3e71bf
-adamw = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
+adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9, nesterov=True)
 
 @delegates(Learner, keep=True)
