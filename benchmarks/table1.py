@@ -22,6 +22,7 @@ def trained(
     epochs:int, # of `fit_quick`
     seed:int, # of everything random
     path:Path, # file with the weights, written after the training; if it is there, it is read instead
+    start:Path=None, # file with weights to start from, gently
 )->Learner:
     "A plain classifier of these faces"
     set_seed(seed)
@@ -29,9 +30,10 @@ def trained(
     if path.exists():
         learn.model.load_state_dict(torch.load(path, map_location='cpu'))
         return learn
-    start = time.perf_counter()
-    learn.fit_quick(epochs)
-    print(f'{path.stem}: {(time.perf_counter()-start)/60:.1f} minutes', flush=True)
+    if start: learn.model.load_state_dict(torch.load(start, map_location='cpu'))
+    begin = time.perf_counter()
+    learn.fit_quick(epochs, 1e-3 if start else 3e-3)
+    print(f'{path.stem}: {(time.perf_counter()-begin)/60:.1f} minutes', flush=True)
     part = path.with_name(f'.{path.name}')
     torch.save(learn.model.state_dict(), part)
     part.replace(path)
@@ -72,8 +74,10 @@ def main():
     if args.reference: sets['reference'] = load_faces(args.reference)
     for name,data in sets.items():
         if list(data.names)!=list(sets['clean'].names): raise SystemExit(f'{name} does not hold the same faces in the same order as {args.data}')
-    learners = {f'trained on {name}': trained(sets[s], args.arch, args.epochs, args.seed, args.out/f'{args.arch}-{args.epochs}-{args.seed}-{s}.pth')
-                for s,name in dict(clean='FER2013', ours='MaskFer').items()}
+    def path(s): return args.out/f'{args.arch}-{args.epochs}-{args.seed}-{s}.pth'
+    learners = {f'trained on {name}': trained(sets[s], args.arch, args.epochs, args.seed, path(s)) for s,name in dict(clean='FER2013', ours='MaskFer').items()}
+    further = max(1, 3*args.epochs//8)
+    learners[f'FER2013, then {further} epochs of MaskFer'] = trained(sets['ours'], args.arch, further, args.seed, path('then'), start=path('clean'))
     pd.set_option('display.width', 250, 'display.max_columns', 20)
     for usage in USAGES[1:]: print(f'\n{report(sets, learners, usage)}')
 

@@ -115,7 +115,10 @@ def test_what_has_been_trained_is_not_trained_again(faces, tmp_path, monkeypatch
     first = table1.trained(faces, linear(), 1, 0, tmp_path/'net.pth').model
     monkeypatch.setattr(table1.Learner, 'fit_quick', None)
     again = table1.trained(faces, linear(), 1, 0, tmp_path/'net.pth').model
-    assert torch.equal(again[1].weight.cpu(), first[1].weight.cpu()) and [p.name for p in tmp_path.iterdir()]==['net.pth']
+    monkeypatch.setattr(table1.Learner, 'fit_quick', lambda self, epochs, lr: None)
+    further = table1.trained(faces, linear(), 1, 0, tmp_path/'further.pth', start=tmp_path/'net.pth').model
+    assert torch.equal(further[1].weight.cpu(), first[1].weight.cpu())
+    assert torch.equal(again[1].weight.cpu(), first[1].weight.cpu()) and {p.name for p in tmp_path.iterdir()}=={'net.pth', 'further.pth'}
 
 def test_table1_compares_the_same_faces(faces, tmp_path):
     from benchmarks import table1
