@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import timm
@@ -17,10 +16,11 @@ import torch
 from fastai.vision.all import (Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, Learner, PILImageBW, accuracy, aug_transforms,
                                get_image_files, parent_label, set_seed)
 
-from fer_perturb.data import EraseRandom, FaceAugment, face_block, load_faces
+from fer_perturb.data import load_faces
 from fer_perturb.learner import face_learner
 
 from .common import markdown
+from .training import face_loaders
 
 def fastai_learner(
     data:Path, # the zip file from Kaggle
@@ -43,7 +43,7 @@ def our_learner(
 )->Learner: # the package's defaults
     faces = load_faces(data)
     faces = faces[(faces.usage<2).nonzero()[:,0]]
-    return face_learner(face_block(faces.vocab, batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(faces, bs=64, device='cpu'))
+    return face_learner(face_loaders(faces, bs=64))
 
 # name: (makes the learner, trains it, epochs)
 recipes = {'fastai': (fastai_learner, lambda learn, n: learn.fit_one_cycle(n), 16),

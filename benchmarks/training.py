@@ -20,8 +20,9 @@ backbones = {"timm's ResNet-18": partial(timm.create_model, 'resnet18', in_chans
 
 def face_loaders(
     data, # FERData
+    bs:int=128, # faces in a batch
 ): # DataLoaders, augmented
-    return face_block(data.vocab, data.images.shape[-1], batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(data, bs=128, device='cpu')
+    return face_block(data.vocab, data.images.shape[-1], batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(data, bs=bs, device='cpu')
 
 def resnet18_learner(
     data, # FERData
