@@ -6,7 +6,7 @@
 __all__ = ['EMOTIONS', 'USAGES', 'REGIONS', 'Face', 'image_suffixes', 'FERData', 'to_gray', 'read_image', 'parse_paths',
            'fill_usage', 'from_zip', 'from_folder', 'from_csv', 'cache_folder', 'save_faces', 'read_faces',
            'load_faces', 'download_fer2013', 'TensorFace', 'ToFace', 'ToClusters', 'ToLabel', 'FaceBlock',
-           'ClusterBlock', 'FaceLoader', 'usage_splitter', 'face_block', 'draw_uniform', 'random_affine', 'warp',
+           'ClusterBlock', 'FaceLoader', 'usage_splitter', 'face_block', 'draw_signed', 'random_affine', 'warp',
            'relight', 'FaceAugment', 'erase_rectangles', 'EraseRandom']
 
 # %% ../nbs/00_data.ipynb #3387f35a
@@ -430,15 +430,13 @@ def face_block(
     return DataBlock(blocks=blocks, n_inp=1+clusters, splitter=usage_splitter, batch_tfms=batch_tfms)
 
 # %% ../nbs/00_data.ipynb #4c7aad43
-def draw_uniform(
-    n:int, # how many
-    low:float, # lowest value
-    high:float, # highest value
+def draw_signed(
+    shape:tuple, # how many
     p:float, # chance of a draw; else the value is 0
     device:torch.device, # where the values are needed
-)->Tensor: # (n,) float32
+)->Tensor: # of this shape, float32, in [-1,1)
     "Random numbers, each drawn with a chance of p only"
-    return torch.where(torch.rand(n, device=device)<p, torch.rand(n, device=device)*(high-low)+low, 0.)
+    return torch.where(torch.rand(shape, device=device)<p, torch.rand(shape, device=device)*2-1, 0.)
 
 def random_affine(
     n:int, # images
@@ -450,12 +448,11 @@ def random_affine(
     flip:bool=True, # mirror half of the images
 )->Tensor: # (n,2,3) float32, for `warp`
     "Random flips, rotations, zooms and shifts"
-    angle = draw_uniform(n, -max_rotate, max_rotate, p, device)*(math.pi/180)
-    scale = 1/(1 + draw_uniform(n, 0., max_zoom-1, p, device))
-    mirror = 1 - 2*(torch.rand(n, device=device)<0.5*flip).float()
-    dx,dy = (draw_uniform(n, -2*max_shift, 2*max_shift, p, device) for _ in range(2))
+    turn,zoom,right,down = draw_signed((4, n), p, device)
+    angle,scale = turn*math.radians(max_rotate),1/(1 + zoom.abs()*(max_zoom-1))
+    mirror = torch.where(torch.rand(n, device=device)<0.5*flip, -1., 1.)
     cos,sin = angle.cos()*scale,angle.sin()*scale
-    return torch.stack([cos*mirror, -sin, dx, sin*mirror, cos, dy], dim=1).view(n, 2, 3)
+    return torch.stack([cos*mirror, -sin, right*2*max_shift, sin*mirror, cos, down*2*max_shift], dim=1).view(n, 2, 3)
 
 def warp(
     images:Tensor, # (n,c,h,w) float
@@ -476,10 +473,9 @@ def relight(
     p:float=0.75, # chance of each of the two
 )->Tensor: # (n,c,h,w) in [0,1]
     "Random brightness and contrast of each image"
-    n,device = len(images),images.device
-    offset = (0.5 + draw_uniform(n, -0.5*max_lighting, 0.5*max_lighting, p, device)).logit()
-    factor = draw_uniform(n, math.log(1-max_lighting), -math.log(1-max_lighting), p, device).exp()
-    return images.logit(eps=1e-3).mul_(factor.view(n,1,1,1)).add_(offset.view(n,1,1,1)).sigmoid_()
+    brightness,contrast = draw_signed((2, len(images), 1, 1, 1), p, images.device)
+    offset,factor = (0.5 + brightness*(0.5*max_lighting)).logit(),(contrast*-math.log(1-max_lighting)).exp()
+    return images.logit(eps=1e-3).mul_(factor).add_(offset).sigmoid_()
 
 # %% ../nbs/00_data.ipynb #aaa27673
 class FaceAugment(RandTransform):
@@ -516,16 +512,14 @@ def erase_rectangles(
     min_aspect:float=0.3, # smallest ratio of the sides; the largest is its inverse
 )->Tensor: # (n,c,h,w)
     "Fill one random rectangle of an image with noise, which is the same for the images of a batch and new for each batch"
-    (n,_,h,w),device = images.shape,images.device
-    area,aspect,x,y = torch.rand(4, n, 1, device=device)
-    area,aspect = min_area + area*(max_area-min_area),torch.exp((2*aspect-1)*-math.log(min_aspect))
-    height,width = (area*aspect).sqrt().clamp(max=1)*h,(area/aspect).sqrt().clamp(max=1)*w
-    middle_y,middle_x = height/2 + y*(h-height),width/2 + x*(w-width)
-    rows,columns = torch.arange(h, device=device)+0.5,torch.arange(w, device=device)+0.5
-    reach = torch.where(torch.rand(n, 1, device=device)<p, height/2, 0)
-    down,across = (rows-middle_y).abs()<reach,(columns-middle_x).abs()<width/2
-    inside = down.to(images.dtype)[:,None,:,None]*across.to(images.dtype)[:,None,None,:]
-    return images.lerp(torch.rand_like(images[:1]), inside)
+    n,device = len(images),images.device
+    hit,area,aspect = torch.rand(3, n, 1, device=device)
+    area,aspect = min_area + area*(max_area-min_area),((2*aspect-1)*-math.log(min_aspect)).exp()
+    sides = (area*torch.stack([aspect, 1/aspect])).sqrt().clamp(max=1) # (2,n,1): height and width, as fractions of the image's
+    middle = sides/2 + torch.rand(2, n, 1, device=device)*(1-sides)
+    reach = sides/2*(hit<p)
+    down,across = ((((torch.arange(size, device=device)+0.5)/size - m).abs()<r).to(images.dtype) for size,m,r in zip(images.shape[-2:], middle, reach))
+    return images.lerp(torch.rand_like(images[:1]), down[:,None,:,None]*across[:,None,None,:])
 
 class EraseRandom(RandTransform):
     "Random erasing (Zhong et al. 2020)"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adamw', 'sgd', 'schemes', 'BFloat16', 'bfloat16_pays', 'precision_callbacks', 'face_learner', 'LowerOnPlateau',
-           'attention_learner', 'Scheme', 'perturb_learner', 'TenCrop', 'SoftVote', 'select_weights',
+           'SmallFirst', 'attention_learner', 'Scheme', 'perturb_learner', 'TenCrop', 'SoftVote', 'select_weights',
            'ensemble_learner']
 
 # %% ../nbs/07_learner.ipynb #942f1d63
@@ -19,7 +19,7 @@ from fastai.vision.all import *
 from torch import nn
 from torchvision.transforms.v2.functional import ten_crop
 
-from .attention import add_attention, has_attention
+from .attention import add_attention, has_attention, stage_outputs
 from .backbones import create_backbone
 from .data import EraseRandom, FERData
 from .perturb import Clusterer, ReclusterCallback, with_clusters
@@ -101,6 +101,21 @@ def fit_paper(self:Learner,
     self.opt_func,self.opt = sgd,None
     self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau()] + L(cbs))
 
+class SmallFirst(Callback):
+    "Shrink the training images to two thirds of their side in the first half of the epochs, if the model takes them"
+    order,run_valid = ReclusterCallback.order+0.5,False # regions are hidden at full size
+    def before_fit(self): self.takes_small = None
+    def before_batch(self):
+        if self.epoch>=self.n_epoch//2 or self.takes_small is False: return
+        images = self.xb[0].as_subclass(Tensor)
+        small = F.interpolate(images, [round(side*2/3) for side in images.shape[-2:]], mode='bilinear', antialias=True)
+        if self.takes_small is None: self.takes_small = self._takes(small[:1])
+        if self.takes_small: self.learn.xb = (small,)
+    def _takes(self, image):
+        try: stage_outputs(self.model, [], image)
+        except ValueError: return False # a linear layer that counts pixels, or maps that would vanish
+        return True
+
 @patch
 def fit_quick(self:Learner,
     n_epoch:int=10, # epochs
@@ -108,7 +123,8 @@ def fit_quick(self:Learner,
     cbs:list=None, # further callbacks
 ):
     "One-cycle, for small budgets"
-    self.fit_one_cycle(n_epoch, lr, cbs=cbs)
+    small = [SmallFirst()] if n_epoch>=6 else []
+    self.fit_one_cycle(n_epoch, lr, cbs=small + L(cbs))
 
 # %% ../nbs/07_learner.ipynb #de961dd2
 @delegates(face_learner, keep=True)

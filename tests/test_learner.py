@@ -109,6 +109,29 @@ def test_fit_paper_lowers_the_rate_when_accuracy_stops_rising(faces):
     assert learn.opt.opt.defaults['nesterov'] and learn.opt.opt.defaults['momentum']==.9
     assert rates==pytest.approx([.01]*6 + [.0075]*2)
 
+class Sizes(Callback):
+    "Heights of the images that the model is trained on, epoch by epoch"
+    order,run_valid = 99,False
+    def before_fit(self): self.seen = {}
+    def after_batch(self): self.seen.setdefault(self.epoch, set()).add(self.xb[0].shape[-1])
+
+@pytest.mark.parametrize('epochs, sizes', [(5, [48]*5), (6, [32]*3 + [48]*3), (7, [32]*3 + [48]*4)])
+def test_fit_quick_begins_with_small_images(faces, epochs, sizes):
+    learn = face_learner(face_block().dataloaders(faces, bs=64), cbs=Sizes())
+    with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs)
+    assert learn.sizes.seen=={epoch: {size} for epoch,size in enumerate(sizes)}
+
+def test_fit_quick_leaves_images_whole_for_a_model_that_counts_pixels(faces):
+    learn = face_learner(face_block().dataloaders(faces, bs=64), nn.Sequential(nn.Flatten(), nn.Linear(48*48, 7)), cbs=Sizes())
+    with learn.no_bar(), learn.no_logging(): learn.fit_quick(6)
+    assert learn.sizes.seen=={epoch: {48} for epoch in range(6)}
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(perturb='stack'), dict(perturb='views')])
+def test_fit_quick_hides_regions_before_it_shrinks(faces, phase1, kwargs):
+    learn = perturb_learner(face_block().dataloaders(faces, bs=64), attention=phase1, cbs=Sizes(), **kwargs)
+    with learn.no_bar(), learn.no_logging(): learn.fit_quick(6)
+    assert [*learn.sizes.seen.values()]==[{32}]*3 + [{48}]*3
+
 def test_precision_by_device(): assert [type(cb).__name__ for cb in precision_callbacks('cuda')]==['ChannelsLast', 'MixedPrecision']
 
 def test_mistakes(dls, faces, phase1):
