@@ -13,14 +13,13 @@ from pathlib import Path
 
 import timm
 import torch
-from fastai.vision.all import (Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, Learner, PILImageBW, accuracy, aug_transforms,
+from fastai.vision.all import (Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, Learner, PILImageBW, Recorder, accuracy, aug_transforms,
                                get_image_files, parent_label, set_seed)
 
 from fer_perturb.data import load_faces
-from fer_perturb.learner import face_learner
 
 from .common import markdown
-from .training import face_loaders
+from .training import quick_learner, quick_rate
 
 def fastai_learner(
     data:Path, # the zip file from Kaggle
@@ -40,17 +39,17 @@ def fastai_learner(
 def our_learner(
     data:Path, # FER2013 in any form that `load_faces` reads
     out:Path, # not needed
-)->Learner: # the package's defaults
+)->Learner: # see `quick_learner`
     faces = load_faces(data)
-    faces = faces[(faces.usage<2).nonzero()[:,0]]
-    return face_learner(face_loaders(faces, bs=64))
+    return quick_learner(faces[(faces.usage<2).nonzero()[:,0]])
 
 # name: (makes the learner, trains it, epochs)
-recipes = {'fastai': (fastai_learner, lambda learn, n: learn.fit_one_cycle(n), 16),
-           'ours': (our_learner, lambda learn, n: learn.fit_quick(n), 16)}
+recipes = {'fastai': (fastai_learner, lambda learn, n: learn.fit_one_cycle(n), 22),
+           'ours': (our_learner, lambda learn, n: learn.fit_quick(n, quick_rate), 14)}
 
 class Clock(Callback):
     "After every epoch, write down epoch, minutes since the start of the training, and accuracy in %"
+    order = Recorder.order+1 # it has the epoch's metrics by then
     def __init__(self,
         log:Path, # CSV file
     ): self.log = log
