@@ -12,10 +12,11 @@ from fastai.vision.all import Learner, set_seed
 
 from fer_perturb.data import USAGES, load_faces, read_faces, save_faces
 from fer_perturb.evaluate import accuracy_change, occlusion_table, predict_faces, summary_table
+from fer_perturb.learner import face_learner
 from fer_perturb.masks import maskfer
 from fer_perturb.quality import twin_elsewhere
 
-from .training import quick_learner, quick_rate
+from .training import face_loaders
 
 def trained(
     learn:Learner, # new
@@ -75,10 +76,10 @@ def main():
     def path(s): return args.out/f'{args.arch}-{args.epochs}-{args.seed}-{s}.pth'
     def train(s, epochs, lr, weights, start=None):
         set_seed(args.seed)
-        return trained(quick_learner(sets[s], args.arch), epochs, lr, path(weights), start)
-    learners = {f'trained on {name}': train(s, args.epochs, quick_rate, s) for s,name in dict(clean='FER2013', ours='MaskFer').items()}
+        return trained(face_learner(face_loaders(sets[s], bs=64), args.arch), epochs, lr, path(weights), start)
+    learners = {f'trained on {name}': train(s, args.epochs, 3e-3, s) for s,name in dict(clean='FER2013', ours='MaskFer').items()}
     further = max(1, 3*args.epochs//8)
-    learners[f'FER2013, then {further} epochs of MaskFer'] = train('ours', further, quick_rate/4, 'then', path('clean'))
+    learners[f'FER2013, then {further} epochs of MaskFer'] = train('ours', further, 1e-3, 'then', path('clean'))
     pd.set_option('display.width', 250, 'display.max_columns', 20)
     for usage in USAGES[1:]: print(f'\n{report(sets, learners, usage)}')
 
