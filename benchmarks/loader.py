@@ -11,10 +11,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fer_perturb.data import EraseRandom, FaceAugment, face_block
-
 from .common import Goal, Table, compare, ratio, spread
-from .training import Steps, resnet18_learner
+from .training import Steps, face_loaders, resnet18_learner
 
 def write_files(
     data, # FERData
@@ -30,8 +28,7 @@ def our_loader(
     data, # FERData
     augment:bool, # with the package's default augmentations
 ):
-    tfms = [FaceAugment(), EraseRandom()] if augment else []
-    return face_block(data.vocab, data.images.shape[-1], batch_tfms=tfms).dataloaders(data, bs=128, device='cpu').train
+    return face_loaders(data, tfms=None if augment else []).train
 
 def fastai_loader(
     folder:Path, # of `write_files`

@@ -10,28 +10,29 @@ import pandas as pd
 import torch
 from fastai.vision.all import Learner, set_seed
 
-from fer_perturb.data import USAGES, load_faces, read_faces, save_faces
+from fer_perturb.data import EraseRandom, FaceAugment, USAGES, face_block, load_faces, read_faces, save_faces
 from fer_perturb.evaluate import accuracy_change, occlusion_table, predict_faces, summary_table
 from fer_perturb.learner import face_learner
 from fer_perturb.masks import maskfer
 from fer_perturb.quality import twin_elsewhere
 
-from .training import face_loaders
-
 def trained(
-    learn:Learner, # new
+    data, # FERData
+    arch, # name for `create_backbone`, or a network
     epochs:int, # of `fit_quick`
-    lr:float, # highest learning rate
+    seed:int, # of everything random
     path:Path, # file with the weights, written after the training; if it is there, it is read instead
-    start:Path=None, # file with weights to start from
-)->Learner: # the same
-    "Train, or read what has been trained"
+    start:Path=None, # file with weights to start from, gently
+)->Learner:
+    "A plain classifier of these faces"
+    set_seed(seed)
+    learn = face_learner(face_block(data.vocab, data.images.shape[-1], batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(data, bs=64), arch)
     if path.exists():
         learn.model.load_state_dict(torch.load(path, map_location='cpu'))
         return learn
     if start: learn.model.load_state_dict(torch.load(start, map_location='cpu'))
     begin = time.perf_counter()
-    learn.fit_quick(epochs, lr)
+    learn.fit_quick(epochs, 1e-3 if start else 3e-3)
     print(f'{path.stem}: {(time.perf_counter()-begin)/60:.1f} minutes', flush=True)
     part = path.with_name(f'.{path.name}')
     torch.save(learn.model.state_dict(), part)
@@ -74,12 +75,9 @@ def main():
     for name,data in sets.items():
         if list(data.names)!=list(sets['clean'].names): raise SystemExit(f'{name} does not hold the same faces in the same order as {args.data}')
     def path(s): return args.out/f'{args.arch}-{args.epochs}-{args.seed}-{s}.pth'
-    def train(s, epochs, lr, weights, start=None):
-        set_seed(args.seed)
-        return trained(face_learner(face_loaders(sets[s], bs=64), args.arch), epochs, lr, path(weights), start)
-    learners = {f'trained on {name}': train(s, args.epochs, 3e-3, s) for s,name in dict(clean='FER2013', ours='MaskFer').items()}
+    learners = {f'trained on {name}': trained(sets[s], args.arch, args.epochs, args.seed, path(s)) for s,name in dict(clean='FER2013', ours='MaskFer').items()}
     further = max(1, 3*args.epochs//8)
-    learners[f'FER2013, then {further} epochs of MaskFer'] = train('ours', further, 1e-3, 'then', path('clean'))
+    learners[f'FER2013, then {further} epochs of MaskFer'] = trained(sets['ours'], args.arch, further, args.seed, path('then'), start=path('clean'))
     pd.set_option('display.width', 250, 'display.max_columns', 20)
     for usage in USAGES[1:]: print(f'\n{report(sets, learners, usage)}')
 

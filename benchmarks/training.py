@@ -22,16 +22,17 @@ backbones = {"timm's ResNet-18": partial(timm.create_model, 'resnet18', in_chans
 def face_loaders(
     data, # FERData
     bs:int=128, # faces in a batch
-): # DataLoaders, augmented
-    return face_block(data.vocab, data.images.shape[-1], batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(data, bs=bs, device='cpu')
+    tfms:list=None, # transforms of whole batches; the package's augmentations if None
+): # DataLoaders on the CPU
+    if tfms is None: tfms = [FaceAugment(), EraseRandom()]
+    return face_block(data.vocab, data.images.shape[-1], batch_tfms=tfms).dataloaders(data, bs=bs, device='cpu')
 
 def quick_learner(
     data, # FERData
     arch='slim_resnet18', # name for `create_backbone`, or a network
 ): # a plain learner, for `fit_quick` with `quick_rate`
     "The recipe that takes `fit_quick` to a good accuracy soonest: SGD, smoothed labels, no erasing, no change of lighting"
-    dls = face_block(data.vocab, data.images.shape[-1], batch_tfms=[FaceAugment(max_lighting=0)]).dataloaders(data, bs=64, device='cpu')
-    return face_learner(dls, arch, opt_func=sgd, wd=5e-4, loss_func=LabelSmoothingCrossEntropyFlat(eps=0.1))
+    return face_learner(face_loaders(data, 64, [FaceAugment(max_lighting=0)]), arch, opt_func=sgd, wd=5e-4, loss_func=LabelSmoothingCrossEntropyFlat(eps=0.1))
 
 quick_rate = 0.1 # highest learning rate
 
