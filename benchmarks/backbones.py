@@ -5,14 +5,13 @@ is kept in the folder `--out`, and another call goes on from there."""
 import argparse
 from pathlib import Path
 
-from fastai.vision.all import set_seed
-
 from fer_perturb.backbones import create_backbone
 from fer_perturb.data import load_faces
 from fer_perturb.evaluate import predict_faces, summary_table
-from fer_perturb.learner import ensemble_learner
+from fer_perturb.learner import ensemble_learner, face_learner
 
 from .table1 import trained
+from .training import face_loaders
 
 names = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')
 
@@ -36,9 +35,8 @@ def main():
     faces = load_faces(args.data)
     public,learners = faces.part('PublicTest'),{}
     for name in args.names:
-        set_seed(args.seed)
-        learners[name] = trained(faces, backbone(name, len(faces.vocab)), args.epochs, args.seed,
-                                 args.out/f'{name.replace(":", "-")}-{args.epochs}-{args.seed}.pth')
+        learners[name] = trained(lambda: face_learner(face_loaders(faces, 64, device=None), backbone(name, len(faces.vocab))),
+                                 lambda learn: learn.fit_quick(args.epochs), args.out/f'{name.replace(":", "-")}-{args.epochs}-{args.seed}.pth', args.seed)
     members = [*learners.values()]
     if len(members)>1: learners |= {'ensemble': ensemble_learner(members), 'ensemble, fitted': ensemble_learner(members, 'fit')}
     print(summary_table({name: predict_faces(learn, public) for name,learn in learners.items()}, public.labels).to_string())

@@ -10,29 +10,30 @@ import pandas as pd
 import torch
 from fastai.vision.all import Learner, set_seed
 
-from fer_perturb.data import EraseRandom, FaceAugment, USAGES, face_block, load_faces, read_faces, save_faces
+from fer_perturb.data import USAGES, load_faces, read_faces, save_faces
 from fer_perturb.evaluate import accuracy_change, occlusion_table, predict_faces, summary_table
-from fer_perturb.learner import face_learner
 from fer_perturb.masks import maskfer
 from fer_perturb.quality import twin_elsewhere
 
+from .training import quick_learner, quick_rate
+
 def trained(
-    data, # FERData
-    arch, # name for `create_backbone`, or a network
-    epochs:int, # of `fit_quick`
-    seed:int, # of everything random
+    make, # callable without arguments that returns a new Learner
+    fit, # callable that trains it
     path:Path, # file with the weights, written after the training; if it is there, it is read instead
-    start:Path=None, # file with weights to start from, gently
+    seed:int, # of everything random
+    start:Path=None, # file with weights to start from
 )->Learner:
-    "A plain classifier of these faces"
+    "A learner with the weights in `path`, trained if need be"
     set_seed(seed)
-    learn = face_learner(face_block(data.vocab, data.images.shape[-1], batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(data, bs=64), arch)
+    learn = make()
+    def load(file): learn.model.load_state_dict(torch.load(file, map_location='cpu'))
     if path.exists():
-        learn.model.load_state_dict(torch.load(path, map_location='cpu'))
+        load(path)
         return learn
-    if start: learn.model.load_state_dict(torch.load(start, map_location='cpu'))
+    if start: load(start)
     begin = time.perf_counter()
-    learn.fit_quick(epochs, 1e-3 if start else 3e-3)
+    fit(learn)
     print(f'{path.stem}: {(time.perf_counter()-begin)/60:.1f} minutes', flush=True)
     part = path.with_name(f'.{path.name}')
     torch.save(learn.model.state_dict(), part)
@@ -64,7 +65,7 @@ def main():
     parser.add_argument('data', type=Path, help='FER2013 in any form that load_faces reads')
     parser.add_argument('--reference', type=Path, help='the same faces, masked by somebody else')
     parser.add_argument('--arch', default='slim_resnet18')
-    parser.add_argument('--epochs', type=int, default=10)
+    parser.add_argument('--epochs', type=int, default=16)
     parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--out', type=Path, default=Path('table1'), help='folder for networks and masked faces')
     args = parser.parse_args()
@@ -74,10 +75,13 @@ def main():
     if args.reference: sets['reference'] = load_faces(args.reference)
     for name,data in sets.items():
         if list(data.names)!=list(sets['clean'].names): raise SystemExit(f'{name} does not hold the same faces in the same order as {args.data}')
+    further = max(1, args.epochs//3)
     def path(s): return args.out/f'{args.arch}-{args.epochs}-{args.seed}-{s}.pth'
-    learners = {f'trained on {name}': trained(sets[s], args.arch, args.epochs, args.seed, path(s)) for s,name in dict(clean='FER2013', ours='MaskFer').items()}
-    further = max(1, 3*args.epochs//8)
-    learners[f'FER2013, then {further} epochs of MaskFer'] = trained(sets['ours'], args.arch, further, args.seed, path('then'), start=path('clean'))
+    def plain(s, to, fit, **kwargs): return trained(lambda: quick_learner(sets[s], args.arch), fit, path(to), args.seed, **kwargs)
+    def quick(learn): learn.fit_quick(args.epochs, quick_rate)
+    def gentle(learn): learn.fit_one_cycle(further, quick_rate/3)
+    learners = {'trained on FER2013': plain('clean', 'clean', quick), 'trained on MaskFer': plain('ours', 'ours', quick),
+                f'FER2013, then {further} epochs of MaskFer': plain('ours', 'then', gentle, start=path('clean'))}
     pd.set_option('display.width', 250, 'display.max_columns', 20)
     for usage in USAGES[1:]: print(f'\n{report(sets, learners, usage)}')
 

@@ -23,16 +23,19 @@ def face_loaders(
     data, # FERData
     bs:int=128, # faces in a batch
     tfms:list=None, # transforms of whole batches; the package's augmentations if None
-): # DataLoaders on the CPU
+    device:str='cpu', # of the batches; fastai's own choice if None
+): # DataLoaders
     if tfms is None: tfms = [FaceAugment(), EraseRandom()]
-    return face_block(data.vocab, data.images.shape[-1], batch_tfms=tfms).dataloaders(data, bs=bs, device='cpu')
+    return face_block(data.vocab, data.images.shape[-1], batch_tfms=tfms).dataloaders(data, bs=bs, device=device)
 
 def quick_learner(
     data, # FERData
     arch='slim_resnet18', # name for `create_backbone`, or a network
+    device:str=None, # fastai's own choice if None
 ): # a plain learner, for `fit_quick` with `quick_rate`
     "The recipe that takes `fit_quick` to a good accuracy soonest: SGD, smoothed labels, no erasing, no change of lighting"
-    return face_learner(face_loaders(data, 64, [FaceAugment(max_lighting=0)]), arch, opt_func=sgd, wd=5e-4, loss_func=LabelSmoothingCrossEntropyFlat(eps=0.1))
+    dls = face_loaders(data, 64, [FaceAugment(max_lighting=0)], device)
+    return face_learner(dls, arch, opt_func=sgd, wd=5e-4, loss_func=LabelSmoothingCrossEntropyFlat(eps=0.1))
 
 quick_rate = 0.1 # highest learning rate
 

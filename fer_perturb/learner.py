@@ -102,15 +102,16 @@ def fit_paper(self:Learner,
     self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau()] + L(cbs))
 
 class SmallFirst(Callback):
-    "Shrink the training images to two thirds of their side in the first half of the epochs, if the model takes them"
+    "Train on images of half their side in the first third of the epochs, of three quarters in the second, as far as the model takes them"
     order,run_valid = ReclusterCallback.order+0.5,False # regions are hidden at full size
-    def before_fit(self): self.takes_small = None
+    def before_fit(self): self.takes = {}
     def before_batch(self):
-        if self.epoch>=self.n_epoch//2 or self.takes_small is False: return
+        share = (1/2, 3/4, 1)[3*self.epoch//self.n_epoch]
+        if not self.takes.get(share, True) or share==1: return
         images = self.xb[0].as_subclass(Tensor)
-        small = F.interpolate(images, [round(side*2/3) for side in images.shape[-2:]], mode='bilinear', antialias=True)
-        if self.takes_small is None: self.takes_small = self._takes(small[:1])
-        if self.takes_small: self.learn.xb = (small,)
+        small = F.interpolate(images, [round(share*side) for side in images.shape[-2:]], mode='bilinear', antialias=True)
+        if share not in self.takes: self.takes[share] = self._takes(small[:1])
+        if self.takes[share]: self.learn.xb = (small,)
     def _takes(self, image):
         try: stage_outputs(self.model, [], image)
         except ValueError: return False # a linear layer that counts pixels, or maps that would vanish
