@@ -102,12 +102,12 @@ def fit_paper(self:Learner,
     self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau()] + L(cbs))
 
 class SmallFirst(Callback):
-    "Train on images of half their side in the first third of the epochs, of three quarters in the second, as far as the model takes them"
+    "Train on images of half their side in the first 30 % of the epochs, of three quarters in the next 30 %, as far as the model takes them"
     order,run_valid = ReclusterCallback.order+0.5,False # regions are hidden at full size
     def before_fit(self): self.takes = {}
     def before_batch(self):
-        share = (1/2, 3/4, 1)[3*self.epoch//self.n_epoch]
-        if not self.takes.get(share, True) or share==1: return
+        share = next((share for until,share in ((0.3, 1/2), (0.6, 3/4)) if self.epoch<until*self.n_epoch), None)
+        if share is None or not self.takes.get(share, True): return
         images = self.xb[0].as_subclass(Tensor)
         small = F.interpolate(images, [round(share*side) for side in images.shape[-2:]], mode='bilinear', antialias=True)
         if share not in self.takes: self.takes[share] = self._takes(small[:1])

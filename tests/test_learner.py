@@ -115,7 +115,7 @@ class Sizes(Callback):
     def before_fit(self): self.seen = {}
     def after_batch(self): self.seen.setdefault(self.epoch, set()).add(self.xb[0].shape[-1])
 
-@pytest.mark.parametrize('epochs, sizes', [(5, [48]*5), (6, [24]*2 + [36]*2 + [48]*2), (7, [24]*3 + [36]*2 + [48]*2)])
+@pytest.mark.parametrize('epochs, sizes', [(5, [48]*5), (6, [24]*2 + [36]*2 + [48]*2), (7, [24]*3 + [36]*2 + [48]*2), (10, [24]*3 + [36]*3 + [48]*4)])
 def test_fit_quick_begins_with_small_images(faces, epochs, sizes):
     learn = face_learner(face_block().dataloaders(faces, bs=64), cbs=Sizes())
     with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs)
