@@ -123,8 +123,8 @@ def fit_quick(self:Learner,
     lr:float=3e-3, # highest learning rate
     cbs:list=None, # further callbacks
 ):
-    "One-cycle, for small budgets; from six epochs on, with `SmallFirst`"
-    small = [SmallFirst()] if n_epoch>=6 else []
+    "One-cycle, for small budgets; from ten epochs on, with `SmallFirst`"
+    small = [SmallFirst()] if n_epoch>=10 else []
     self.fit_one_cycle(n_epoch, lr, cbs=small + L(cbs))
 
 # %% ../nbs/07_learner.ipynb #de961dd2

@@ -115,28 +115,27 @@ class Sizes(Callback):
     def before_fit(self): self.seen = {}
     def after_batch(self): self.seen.setdefault(self.epoch, set()).add(self.xb[0].shape[-1])
 
-@pytest.mark.parametrize('epochs, sizes', [(5, [48]*5), (6, [24]*2 + [36]*2 + [48]*2), (7, [24]*3 + [36]*2 + [48]*2), (10, [24]*3 + [36]*3 + [48]*4)])
-def test_fit_quick_begins_with_small_images(faces, epochs, sizes):
-    learn = face_learner(face_block().dataloaders(faces, bs=64), cbs=Sizes())
+def pooled(n_pool): # each pool halves what is left of the image
+    body = [m for _ in range(n_pool) for m in (nn.Conv2d(1, 1, 1), nn.MaxPool2d(2))]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 7))
+
+def counting(): return nn.Sequential(nn.Flatten(), nn.Linear(48*48, 7)) # takes 48×48 pixels and nothing else
+
+@pytest.mark.parametrize('model, epochs, sizes', [
+    (pooled(1), 9, [48]*9), (pooled(1), 10, [24]*3 + [36]*3 + [48]*4), (pooled(1), 16, [24]*5 + [36]*5 + [48]*6),
+    (pooled(5), 10, [48]*3 + [36]*3 + [48]*4), # 24 pixels would vanish, 36 leave one
+    (counting(), 10, [48]*10)])
+def test_fit_quick_begins_with_small_images_if_the_model_takes_them(faces, model, epochs, sizes):
+    learn = face_learner(face_block().dataloaders(faces, bs=64), model, cbs=Sizes())
     with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs)
     assert learn.sizes.seen=={epoch: {size} for epoch,size in enumerate(sizes)}
 
-def test_fit_quick_leaves_images_whole_for_a_model_that_counts_pixels(faces):
-    learn = face_learner(face_block().dataloaders(faces, bs=64), nn.Sequential(nn.Flatten(), nn.Linear(48*48, 7)), cbs=Sizes())
-    with learn.no_bar(), learn.no_logging(): learn.fit_quick(6)
-    assert learn.sizes.seen=={epoch: {48} for epoch in range(6)}
-
-def test_fit_quick_shrinks_as_far_as_the_model_goes(faces):
-    body = [m for _ in range(5) for m in (nn.Conv2d(1, 1, 1), nn.MaxPool2d(2))] # 24 pixels would vanish, 36 leave one
-    learn = face_learner(face_block().dataloaders(faces, bs=64), nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 7)), cbs=Sizes())
-    with learn.no_bar(), learn.no_logging(): learn.fit_quick(6)
-    assert [*learn.sizes.seen.values()]==[{48}]*2 + [{36}]*2 + [{48}]*2
-
-@pytest.mark.parametrize('kwargs', [dict(), dict(perturb='stack'), dict(perturb='views')])
-def test_fit_quick_hides_regions_before_it_shrinks(faces, phase1, kwargs):
-    learn = perturb_learner(face_block().dataloaders(faces, bs=64), attention=phase1, cbs=Sizes(), **kwargs)
-    with learn.no_bar(), learn.no_logging(): learn.fit_quick(6)
-    assert [*learn.sizes.seen.values()]==[{24}]*2 + [{36}]*2 + [{48}]*2
+@pytest.mark.parametrize('kwargs, channels', [(dict(), 1), (dict(perturb='stack'), 4), (dict(perturb='views'), 1)])
+def test_fit_quick_hides_regions_before_it_shrinks(faces, phase1, kwargs, channels):
+    model = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 7))
+    learn = perturb_learner(face_block().dataloaders(faces, bs=64), model, attention=phase1, cbs=Sizes(), **kwargs)
+    with learn.no_bar(), learn.no_logging(): learn.fit_quick(10)
+    assert [*learn.sizes.seen.values()]==[{24}]*3 + [{36}]*3 + [{48}]*4
 
 def test_precision_by_device(): assert [type(cb).__name__ for cb in precision_callbacks('cuda')]==['ChannelsLast', 'MixedPrecision']
 
