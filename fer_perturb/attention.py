@@ -29,7 +29,8 @@ class ChannelGate(nn.Module):
     def forward(self,
         x:Tensor, # (b,c,h,w)
     )->Tensor: # (b,c,1,1) in [0,1]
-        return torch.sigmoid(self.mlp(x.mean((2,3))) + self.mlp(x.amax((2,3))))[:,:,None,None]
+        mean,largest = (pool(x, x.shape[-2:]).flatten(1) for pool in (F.avg_pool2d, F.max_pool2d))
+        return torch.sigmoid(self.mlp(mean) + self.mlp(largest))[:,:,None,None]
 
 # %% ../nbs/03_attention.ipynb #429af7b3
 class SpatialGate(nn.Module):
@@ -43,7 +44,8 @@ class SpatialGate(nn.Module):
     def forward(self,
         x:Tensor, # (b,c,h,w)
     )->Tensor: # (b,1,h,w) in [0,1]
-        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
+        mean = F.conv2d(x, x.new_full((1, x.shape[1], 1, 1), 1/x.shape[1]))
+        pooled = torch.cat([x.max(1, keepdim=True).values, mean], dim=1)
         return torch.sigmoid(self.norm(self.conv(pooled)))
 
 class SpatialAttention(nn.Module):
