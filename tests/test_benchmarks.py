@@ -117,6 +117,13 @@ def test_a_training_is_clocked(faces, tmp_path, monkeypatch):
 
 def linear(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48*48, 7))
 
+def test_precisions_differ_by_rounding_alone(faces, monkeypatch):
+    from benchmarks import precision, training
+    monkeypatch.setattr(precision, 'quick_learner', lambda data, device: training.quick_learner(data, linear(), device))
+    monkeypatch.setattr(precision, 'quick_rate', .01)
+    loss,again,rounded = (precision.train(faces, name, 1, 42)[1] for name in ('float32', 'float32', 'bfloat16'))
+    assert loss==again and 0<abs(loss-rounded)<.05*loss
+
 def test_what_has_been_trained_is_not_trained_again(faces, tmp_path):
     from benchmarks import table1, training
     def trained(name, fit, **kwargs): return table1.trained(lambda: training.quick_learner(faces, linear()), fit, tmp_path/name, 0, **kwargs).model

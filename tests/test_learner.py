@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import ten_crop
 from fer_perturb.attention import AttendedStage, SpatialAttention, saliency_kinds
 from fer_perturb.backbones import create_backbone
 from fer_perturb.data import EraseRandom, FaceAugment, face_block
-from fer_perturb.learner import Scheme, TenCrop, attention_learner, face_learner, perturb_learner, precision_callbacks, schemes
+from fer_perturb.learner import Scheme, TenCrop, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks, schemes
 from fer_perturb.perturb import perturbations
 from fer_perturb.toyfaces import toy_faces
 
@@ -136,6 +136,14 @@ def test_fit_quick_hides_regions_before_it_shrinks(faces, phase1, kwargs, channe
     learn = perturb_learner(face_block().dataloaders(faces, bs=64), model, attention=phase1, cbs=Sizes(), **kwargs)
     with learn.no_bar(), learn.no_logging(): learn.fit_quick(10)
     assert [*learn.sizes.seen.values()]==[{24}]*3 + [{36}]*3 + [{48}]*4
+
+def test_choosing_a_precision_draws_no_random_numbers():
+    bfloat16_pays.cache_clear()
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    bfloat16_pays()
+    assert torch.rand(1)==expected
 
 def test_precision_by_device(): assert [type(cb).__name__ for cb in precision_callbacks('cuda')]==['ChannelsLast', 'MixedPrecision']
 
