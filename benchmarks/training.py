@@ -37,7 +37,7 @@ def quick_learner(
     dls = face_loaders(data, 64, [FaceAugment(max_lighting=0)], device)
     return face_learner(dls, arch, opt_func=sgd, wd=5e-4, loss_func=LabelSmoothingCrossEntropyFlat(eps=0.1))
 
-quick_rate = 0.2 # highest learning rate
+quick_rate = 0.06 # highest learning rate
 
 def resnet18_learner(
     data, # FERData

@@ -102,19 +102,18 @@ def fit_paper(self:Learner,
     self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau()] + L(cbs))
 
 class SmallFirst(Callback):
-    "Train on images of half their side in the first 30 % of the epochs, of three quarters in the next 30 %, as far as the model takes them"
+    "Train on images of three quarters of their side in the first 40 % of the epochs, if the model takes them"
     order,run_valid = ReclusterCallback.order+0.5,False # regions are hidden at full size
-    def before_fit(self): self.takes = {}
+    def before_fit(self): self.takes = None
     def before_batch(self):
-        share = next((share for until,share in ((0.3, 1/2), (0.6, 3/4)) if self.epoch<until*self.n_epoch), None)
-        if share is None or not self.takes.get(share, True): return
+        if self.epoch>=0.4*self.n_epoch or self.takes is False: return
         images = self.xb[0].as_subclass(Tensor)
-        small = F.interpolate(images, [round(share*side) for side in images.shape[-2:]], mode='bilinear', antialias=True)
-        if share not in self.takes: self.takes[share] = self._takes(small[:1])
-        if self.takes[share]: self.learn.xb = (small,)
+        small = F.interpolate(images, [round(0.75*side) for side in images.shape[-2:]], mode='bilinear', antialias=True)
+        if self.takes is None: self.takes = self._takes(small[:1])
+        if self.takes: self.learn.xb = (small,)
     def _takes(self, image):
         try: stage_outputs(self.model, [], image)
-        except ValueError: return False # a linear layer that counts pixels, or maps that would vanish
+        except ValueError: return False # a linear layer that counts pixels
         return True
 
 @patch
