@@ -7,12 +7,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fastai.vision.all import AffineCoordTfm, CrossEntropyLossFlat, Learner, aug_transforms, load_learner, setup_aug_tfms
 from PIL import Image
 from torch import nn
 
 from fer_perturb.data import (EMOTIONS, USAGES, EraseRandom, FaceAugment, FERData, TensorFace, cache_folder, download_fer2013, erase_rectangles, face_block, load_faces,
-                              save_faces)
+                              random_affine, save_faces, warp)
 
 
 def png(image):
@@ -213,6 +214,14 @@ def test_flip_and_shift_move_pixels_where_they_should():
     columns = set(augment(TensorFace(image), split_idx=0).flatten(1).argmax(1).tolist())
     assert columns=={10*48+4, 10*48+43}
     assert torch.equal(augment(TensorFace(image), split_idx=1), image)
+
+@pytest.mark.parametrize('mode, padding_mode', [('bilinear', 'reflection'), ('nearest', 'zeros')])
+def test_what_comes_in_from_outside(faces, mode, padding_mode):
+    images = faces.images[:100, None, :40]/255
+    matrices = random_affine(len(images), 'cpu', max_rotate=60., max_shift=.6)
+    expected = F.grid_sample(images, F.affine_grid(matrices, images.shape, align_corners=False), mode=mode, padding_mode=padding_mode, align_corners=False)
+    moved = warp(images, matrices, mode=mode, padding_mode=padding_mode)
+    assert ((moved-expected).abs()>1e-4).float().mean()<1e-4 # nearest: a place halfway between two pixels may go to either
 
 def test_same_statistics_as_fastai(faces):
     "Mean and spread of 4,000 augmentations of one face, pixel by pixel; shifts are ours alone"
