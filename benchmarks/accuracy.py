@@ -40,8 +40,7 @@ def our_learner(
     data:Path, # FER2013 in any form that `load_faces` reads
     out:Path, # not needed
 )->Learner: # see `quick_learner`
-    faces = load_faces(data)
-    return quick_learner(faces[(faces.usage<2).nonzero()[:,0]], device='cpu')
+    return quick_learner(load_faces(data), device='cpu')
 
 # name: (makes the learner, trains it, epochs)
 recipes = {'fastai': (fastai_learner, lambda learn, n: learn.fit_one_cycle(n), 22),

@@ -15,7 +15,7 @@ from .training import quick_learner, quick_rate, with_precision
 precisions = {'float32': (ChannelsLast,), 'bfloat16': (ChannelsLast, BFloat16)}
 
 def train(
-    faces, # FERData, Training and PublicTest
+    faces, # FERData
     precision:str, # key of `precisions`
     epochs:int,
     seed:int, # of everything random
@@ -35,7 +35,6 @@ def main():
     parser.add_argument('--seeds', type=int, nargs='+', default=[42, 43, 44])
     args = parser.parse_args()
     faces = load_faces(args.data)
-    faces = faces[(faces.usage<2).nonzero()[:,0]]
     rows = [(seed, precision, *train(faces, precision, args.epochs, seed)) for seed in args.seeds for precision in precisions]
     rows += [('median', precision, *map(spread, zip(*(row[2:] for row in rows if row[1]==precision)))) for precision in precisions]
     print(markdown(('seed', 'precision', 'PublicTest, %', 'loss', 'minutes of a processor'), rows))

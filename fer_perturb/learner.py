@@ -113,7 +113,7 @@ class SmallFirst(Callback):
         if self.takes: self.learn.xb = (small,)
     def _takes(self, image):
         try: stage_outputs(self.model, [], image)
-        except ValueError: return False # a linear layer that counts pixels
+        except ValueError: return False # a linear layer that counts pixels, or maps that would vanish
         return True
 
 @patch

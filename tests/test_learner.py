@@ -115,13 +115,15 @@ class Sizes(Callback):
     def before_fit(self): self.seen = {}
     def after_batch(self): self.seen.setdefault(self.epoch, set()).add(self.xb[0].shape[-1])
 
-def pooled(): return nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 7)) # takes any size
+def pooled(channels=1): return nn.Sequential(nn.Conv2d(channels, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 7)) # takes any size
 
 def counting(): return nn.Sequential(nn.Flatten(), nn.Linear(48*48, 7)) # takes 48×48 pixels and nothing else
 
+def vanishing(): return nn.Sequential(nn.MaxPool2d(40), nn.Flatten(), nn.Linear(1, 7)) # leaves nothing of 36 pixels
+
 @pytest.mark.parametrize('model, epochs, sizes', [
     (pooled(), 9, [48]*9), (pooled(), 10, [36]*4 + [48]*6), (pooled(), 16, [36]*7 + [48]*9),
-    (counting(), 10, [48]*10)])
+    (counting(), 10, [48]*10), (vanishing(), 10, [48]*10)])
 def test_fit_quick_begins_with_small_images_if_the_model_takes_them(faces, model, epochs, sizes):
     learn = face_learner(face_block().dataloaders(faces, bs=64), model, cbs=Sizes())
     with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs)
@@ -129,8 +131,7 @@ def test_fit_quick_begins_with_small_images_if_the_model_takes_them(faces, model
 
 @pytest.mark.parametrize('kwargs, channels', [(dict(), 1), (dict(perturb='stack'), 4), (dict(perturb='views'), 1)])
 def test_fit_quick_hides_regions_before_it_shrinks(faces, phase1, kwargs, channels):
-    model = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 7))
-    learn = perturb_learner(face_block().dataloaders(faces, bs=64), model, attention=phase1, cbs=Sizes(), **kwargs)
+    learn = perturb_learner(face_block().dataloaders(faces, bs=64), pooled(channels), attention=phase1, cbs=Sizes(), **kwargs)
     with learn.no_bar(), learn.no_logging(): learn.fit_quick(10)
     assert [*learn.sizes.seen.values()]==[{36}]*4 + [{48}]*6
 
