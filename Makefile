@@ -50,9 +50,9 @@ BENCH_OPTIONS = $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(DATA)
 bench: $(BENCH_STAMP) ## compare with what others use, about 10 minutes; options: ONLY= QUICK=1 DATA= OUT= PROFILE=1
 	$(BIN)/python -m benchmarks.run $(strip $(BENCH_OPTIONS))
 
-check: $(STAMP) ## compare modules and README with the notebooks, look for missing docments and for files that must not be public
+check: $(STAMP) ## compare modules and README with the notebooks, look for missing docments, imports that run upwards, files that must not be public
 	@failed=0; VENV=$(VENV) .ci/check_sync || failed=1; \
-	for name in files docments; do $(BIN)/python .ci/check_$$name.py || failed=1; done; exit $$failed
+	for name in files docments floors; do $(BIN)/python .ci/check_$$name.py || failed=1; done; exit $$failed
 
 readme: $(STAMP) ## write README.md from nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py

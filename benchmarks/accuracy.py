@@ -16,10 +16,10 @@ import torch
 from fastai.vision.all import (Callback, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, Learner, PILImageBW, Recorder, accuracy, aug_transforms,
                                get_image_files, parent_label, set_seed)
 
-from fer_perturb.data import load_faces
+from fer_perturb.readers import load_faces, write_beside
 
 from .common import markdown
-from .training import quick_learner, quick_rate
+from .training import quick_learner
 
 def fastai_learner(
     data:Path, # the zip file from Kaggle
@@ -27,9 +27,7 @@ def fastai_learner(
 )->Learner: # as in fastai's own tutorials: files, workers, timm's ResNet-18, default augmentations
     folder = out/'files'
     if not folder.exists():
-        part = out/'.files'
-        with zipfile.ZipFile(data) as z: z.extractall(part)
-        part.rename(folder)
+        with write_beside(folder) as part, zipfile.ZipFile(data) as z: z.extractall(part)
     files = [p for p in get_image_files(folder) if not p.name.startswith('PrivateTest')]
     block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=lambda _: files, get_y=parent_label, batch_tfms=aug_transforms(),
                       splitter=FuncSplitter(lambda p: p.name.startswith('PublicTest')))
@@ -44,7 +42,7 @@ def our_learner(
 
 # name: (makes the learner, trains it, epochs)
 recipes = {'fastai': (fastai_learner, lambda learn, n: learn.fit_one_cycle(n), 22),
-           'ours': (our_learner, lambda learn, n: learn.fit_quick(n, quick_rate), 16)}
+           'ours': (our_learner, lambda learn, n: learn.fit_quick(n), 16)}
 
 class Clock(Callback):
     "After every epoch, write down epoch, minutes and processor minutes since the start of the training, and accuracy in %"
@@ -66,13 +64,11 @@ def train(
 ):
     "What a child does"
     make,fit,epochs = recipes[recipe]
-    part = out/f'.{recipe}-{seed}.csv'
-    part.unlink(missing_ok=True)
     set_seed(seed)
     learn = make(data, out)
-    learn.add_cb(Clock(part))
-    with learn.no_bar(), learn.no_logging(): fit(learn, epochs)
-    part.rename(out/f'{recipe}-{seed}.csv')
+    with write_beside(out/f'{recipe}-{seed}.csv') as part, learn.no_bar(), learn.no_logging():
+        learn.add_cb(Clock(part))
+        fit(learn, epochs)
 
 def table(
     out:Path, # folder of `train`

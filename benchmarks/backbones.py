@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from fer_perturb.backbones import create_backbone
-from fer_perturb.data import load_faces
+from fer_perturb.ensemble import ensemble_learner
 from fer_perturb.evaluate import predict_faces, summary_table
-from fer_perturb.learner import ensemble_learner, face_learner
+from fer_perturb.learner import face_learner
+from fer_perturb.readers import load_faces
 
 from .table1 import trained
 from .training import face_loaders

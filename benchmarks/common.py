@@ -39,7 +39,7 @@ class Settings:
     ): # FERData with at most as many
         "The first faces of both parts"
         if 'faces' not in self.kept:
-            from fer_perturb.data import load_faces
+            from fer_perturb.readers import load_faces
             from fer_perturb.toyfaces import toy_faces
             self.kept['faces'] = load_faces(self.data) if self.data else toy_faces(self.pick(5000, 500))
         data = self.kept['faces']

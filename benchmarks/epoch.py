@@ -2,9 +2,9 @@
 import time
 from functools import partial
 
-from fer_perturb.attention import saliency_maps
 from fer_perturb.learner import face_learner, perturb_learner
 from fer_perturb.perturb import Clusterer
+from fer_perturb.saliency import saliency_maps
 
 from .common import Goal, Table, compare, ratio, spread
 from .training import Steps, backbones, face_loaders, frozen_attention

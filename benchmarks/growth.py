@@ -22,7 +22,9 @@ def recluster_job(n):
 
 def loader_job(n):
     import torch
-    from fer_perturb.data import EraseRandom, FaceAugment, FERData, face_block
+    from fer_perturb.augment import EraseRandom, FaceAugment
+    from fer_perturb.data import FERData
+    from fer_perturb.loaders import face_block
     data = FERData(torch.randint(0, 256, (n, 48, 48), dtype=torch.uint8), torch.arange(n)%7, torch.arange(n)<128)
     loader = face_block(batch_tfms=[FaceAugment(), EraseRandom()]).dataloaders(data, bs=128, device='cpu').train
     def run():

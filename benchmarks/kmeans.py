@@ -10,8 +10,8 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from fer_perturb.attention import saliency_maps
 from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
+from fer_perturb.saliency import saliency_maps
 
 from .common import Goal, Table, available, bench_extra, compare, ratio, spread
 from .training import frozen_attention

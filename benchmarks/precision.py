@@ -6,11 +6,11 @@ from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
 from fastai.vision.all import set_seed
 
-from fer_perturb.data import load_faces
 from fer_perturb.learner import BFloat16
+from fer_perturb.readers import load_faces
 
 from .common import markdown, spread
-from .training import quick_learner, quick_rate, with_precision
+from .training import quick_learner, with_precision
 
 precisions = {'float32': (ChannelsLast,), 'bfloat16': (ChannelsLast, BFloat16)}
 
@@ -24,7 +24,7 @@ def train(
     set_seed(seed)
     learn = with_precision(quick_learner(faces, device='cpu'), *precisions[precision])
     start = time.process_time()
-    with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, quick_rate)
+    with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs)
     loss,accuracy = learn.recorder.values[-1][1:3]
     return 100*accuracy,loss,(time.process_time()-start)/60
 

@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from fastai.vision.all import Learner, set_seed
 
-from fer_perturb.data import USAGES, load_faces, read_faces, save_faces
+from fer_perturb.data import USAGES
 from fer_perturb.evaluate import accuracy_change, occlusion_table, predict_faces, summary_table
 from fer_perturb.masks import maskfer
 from fer_perturb.quality import twin_elsewhere
+from fer_perturb.readers import load_faces, read_faces, save_faces, write_beside
 
-from .training import quick_learner, quick_rate
+from .training import quick_learner
 
 def trained(
     make, # callable without arguments that returns a new Learner
@@ -35,9 +36,7 @@ def trained(
     begin = time.perf_counter()
     fit(learn)
     print(f'{path.stem}: {(time.perf_counter()-begin)/60:.1f} minutes', flush=True)
-    part = path.with_name(f'.{path.name}')
-    torch.save(learn.model.state_dict(), part)
-    part.replace(path)
+    with write_beside(path) as part: torch.save(learn.model.state_dict(), part)
     return learn
 
 def report(
@@ -78,8 +77,8 @@ def main():
     further = max(1, args.epochs//3)
     def path(s): return args.out/f'{args.arch}-{args.epochs}-{args.seed}-{s}.pth'
     def plain(s, to, fit, **kwargs): return trained(lambda: quick_learner(sets[s], args.arch), fit, path(to), args.seed, **kwargs)
-    def quick(learn): learn.fit_quick(args.epochs, quick_rate)
-    def gentle(learn): learn.fit_one_cycle(further, quick_rate/3)
+    def quick(learn): learn.fit_quick(args.epochs)
+    def gentle(learn): learn.fit_quick(further, 0.02)
     learners = {'trained on FER2013': plain('clean', 'clean', quick), 'trained on MaskFer': plain('ours', 'ours', quick),
                 f'FER2013, then {further} epochs of MaskFer': plain('ours', 'then', gentle, start=path('clean'))}
     pd.set_option('display.width', 250, 'display.max_columns', 20)

@@ -5,13 +5,14 @@ import timm
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.progress import ProgressCallback
-from fastai.losses import LabelSmoothingCrossEntropyFlat
 from torch.profiler import ProfilerActivity, profile as torch_profile
 
 from fer_perturb.attention import add_attention
+from fer_perturb.augment import EraseRandom, FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.data import EraseRandom, FaceAugment, face_block
-from fer_perturb.learner import BFloat16, attention_learner, face_learner, perturb_learner, precision_callbacks, sgd
+from fer_perturb.learner import (BFloat16, attention_learner, face_learner, perturb_learner, precision_callbacks,
+                                 quick_augment)
+from fer_perturb.loaders import face_block
 from fer_perturb.perturb import drop_cluster
 
 from .common import Goal, Table, compare, ratio, spread
@@ -32,12 +33,9 @@ def quick_learner(
     data, # FERData
     arch='slim_resnet18', # name for `create_backbone`, or a network
     device:str=None, # fastai's own choice if None
-): # a plain learner, for `fit_quick` with `quick_rate`
-    "The recipe that takes `fit_quick` to a good accuracy soonest: SGD, smoothed labels, no erasing, no change of lighting"
-    dls = face_loaders(data, 64, [FaceAugment(max_lighting=0)], device)
-    return face_learner(dls, arch, opt_func=sgd, wd=5e-4, loss_func=LabelSmoothingCrossEntropyFlat(eps=0.1))
-
-quick_rate = 0.06 # highest learning rate
+): # a plain learner, for `fit_quick`
+    "Loaders and learner of the quick recipe"
+    return face_learner(face_loaders(data, 64, quick_augment(), device), arch)
 
 def resnet18_learner(
     data, # FERData

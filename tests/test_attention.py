@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from fer_perturb.attention import (CBAM, AttendedStage, add_attention, attention_kinds, example_image, has_attention, saliency_maps, scale_unit,
-                                   watch_stages)
-from fer_perturb.backbones import create_backbone
+from fer_perturb.attention import CBAM, AttendedStage, add_attention, attention_kinds, has_attention, watch_stages
+from fer_perturb.backbones import create_backbone, example_image
+from fer_perturb.saliency import saliency_maps, scale_unit
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ from fastai.vision.all import DataLoader, DataLoaders, Image, ImageDataLoaders, 
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from fer_perturb.attention import add_attention, has_attention, saliency_maps
+from fer_perturb.attention import add_attention, has_attention
 from fer_perturb.backbones import ResidualMask, add_masks, backbone_names, create_backbone, map_sizes, multiply_adds
-from fer_perturb.data import face_block
+from fer_perturb.ensemble import ensemble_learner, select_weights
 from fer_perturb.evaluate import predict_faces
-from fer_perturb.learner import attention_learner, ensemble_learner, face_learner, perturb_learner, select_weights
-from fer_perturb.onnx_export import export_onnx
+from fer_perturb.export import export_onnx
+from fer_perturb.learner import attention_learner, face_learner, perturb_learner
+from fer_perturb.loaders import face_block
+from fer_perturb.saliency import saliency_maps
 
 
 def quietly(learn, epochs=1, lr=2e-3):

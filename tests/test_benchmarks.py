@@ -120,7 +120,6 @@ def linear(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48*
 def test_precisions_differ_by_rounding_alone(faces, monkeypatch):
     from benchmarks import precision, training
     monkeypatch.setattr(precision, 'quick_learner', lambda data, device: training.quick_learner(data, linear(), device))
-    monkeypatch.setattr(precision, 'quick_rate', .01)
     loss,again,rounded = (precision.train(faces, name, 1, 42)[1] for name in ('float32', 'float32', 'bfloat16'))
     assert loss==again and 0<abs(loss-rounded)<.05*loss
 

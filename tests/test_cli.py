@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fer_perturb.cli import main
-from fer_perturb.data import save_faces
+from fer_perturb.readers import save_faces
 from fer_perturb.toyfaces import toy_faces
 
 

@@ -12,8 +12,10 @@ from fastai.vision.all import AffineCoordTfm, CrossEntropyLossFlat, Learner, aug
 from PIL import Image
 from torch import nn
 
-from fer_perturb.data import (EMOTIONS, USAGES, EraseRandom, FaceAugment, FERData, TensorFace, cache_folder, download_fer2013, erase_rectangles, face_block, load_faces,
-                              random_affine, save_faces, warp)
+from fer_perturb.augment import EraseRandom, FaceAugment, erase_rectangles, random_affine, warp
+from fer_perturb.data import EMOTIONS, USAGES, FERData
+from fer_perturb.loaders import TensorFace, face_block
+from fer_perturb.readers import cache_folder, download_fer2013, load_faces, save_faces
 
 
 def png(image):

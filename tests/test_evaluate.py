@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fer_perturb.evaluate import accuracy_change, bootstrap, class_accuracy, class_table, correct, plot_confusion, summary_table
+from fer_perturb.evaluate import (accuracy_change, bootstrap, class_accuracy, class_table, correct, plot_confusion,
+                                  summary_table)
 
 VOCAB = ('a', 'b', 'c')
 

@@ -10,10 +10,12 @@ from fastai.vision.all import Callback, CancelFitException, CrossEntropyLossFlat
 from PIL import Image
 from torch import nn
 
-from fer_perturb.data import EMOTIONS, USAGES, FERData, face_block, load_faces
+from fer_perturb.data import EMOTIONS, USAGES, FERData
 from fer_perturb.evaluate import occlusion_table
-from fer_perturb.forms import FERPLUS, DrawLabels, balance_classes, class_weights, ferplus, from_frame, from_parquet, known_split
 from fer_perturb.interpret import input_saliency, saliency_figure
+from fer_perturb.labels import FERPLUS, DrawLabels, balance_classes, class_weights, ferplus
+from fer_perturb.loaders import face_block
+from fer_perturb.readers import from_frame, from_parquet, known_split, load_faces
 
 votes_of = ['neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear', 'contempt', 'unknown', 'NF']
 

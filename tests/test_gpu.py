@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from fer_perturb.data import erase_rectangles, random_affine, relight, warp
+from fer_perturb.augment import erase_rectangles, random_affine, relight, warp
 from fer_perturb.kmeans import cluster_maps, eq1_features, kmeans_plus_plus, lloyd
 from fer_perturb.perturb import Clusterer, ReclusterCallback, cluster_views, drop_cluster, keep_cluster, stack_clusters
 

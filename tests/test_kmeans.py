@@ -9,8 +9,8 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import fer_perturb.kmeans as module
-from fer_perturb.kmeans import (Fused, KMeans, check_points, cluster_maps, eq1_features, image_slices, kmeans, kmeans_plus_plus, lloyd,
-                                shared_centroids)
+from fer_perturb.kmeans import (Fused, KMeans, check_points, cluster_maps, eq1_features, image_slices, kmeans,
+                                kmeans_plus_plus, lloyd, shared_centroids)
 
 eq1_range = torch.tensor([1.5, 1.5, 1.2])
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fer_perturb.data import REGIONS
-from fer_perturb.landmarks import add_landmarks, centre_prior, landmark_groups, landmark_regions, landmark_share, salient_pixels, top_pixels
+from fer_perturb.landmarks import (add_landmarks, centre_prior, landmark_groups, landmark_regions, landmark_share,
+                                   salient_pixels, top_pixels)
 from fer_perturb.toyfaces import draw_faces
 
 

@@ -8,11 +8,14 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2.functional import ten_crop
 
-from fer_perturb.attention import AttendedStage, SpatialAttention, saliency_kinds
+from fer_perturb.attention import AttendedStage, SpatialAttention
+from fer_perturb.augment import EraseRandom, FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.data import EraseRandom, FaceAugment, face_block
-from fer_perturb.learner import Scheme, TenCrop, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks, schemes
-from fer_perturb.perturb import perturbations
+from fer_perturb.learner import (TenCrop, attention_learner, bfloat16_pays, face_learner, perturb_learner,
+                                 precision_callbacks)
+from fer_perturb.loaders import face_block
+from fer_perturb.perturb import Scheme, perturbations, schemes
+from fer_perturb.saliency import saliency_kinds
 from fer_perturb.toyfaces import toy_faces
 
 

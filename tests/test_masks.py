@@ -9,9 +9,13 @@ from PIL import Image
 
 from fer_perturb import masks
 from fer_perturb.cli import main
-from fer_perturb.data import FERData, USAGES, face_block, load_faces, save_faces
-from fer_perturb.masks import (MASKS, MEAN_FACE, METHODS, OCCLUSIONS, Landmarks, apply_homography, covered_share, eye_points, find_landmarks,
-                               homography, image_numbers, key_points, maskfer, mask_set, mean_face_finder, occlude, occlude_images, place_mask, write_kaggle)
+from fer_perturb.data import USAGES, FERData
+from fer_perturb.landmarks import MEAN_FACE, METHODS, Landmarks, find_landmarks, mean_face_finder
+from fer_perturb.loaders import face_block
+from fer_perturb.masks import (MASKS, OCCLUSIONS, apply_homography, covered_share, eye_points, homography,
+                               image_numbers, key_points, mask_set, maskfer, occlude, occlude_images, place_mask,
+                               write_kaggle)
+from fer_perturb.readers import load_faces, save_faces
 from fer_perturb.toyfaces import draw_faces
 
 

@@ -5,9 +5,11 @@ from fastai.vision.all import Callback, CancelFitException, CrossEntropyLossFlat
 from torch import nn
 
 from fer_perturb.attention import add_attention
+from fer_perturb.augment import EraseRandom, FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.data import EraseRandom, FaceAugment, face_block
-from fer_perturb.perturb import (Clusterer, ReclusterCallback, cluster_views, drop_cluster, keep_cluster, stack_clusters, with_clusters)
+from fer_perturb.loaders import face_block
+from fer_perturb.perturb import (Clusterer, ReclusterCallback, cluster_views, drop_cluster, keep_cluster,
+                                 stack_clusters, with_clusters)
 
 
 @pytest.fixture(scope='module')

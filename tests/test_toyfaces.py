@@ -5,8 +5,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from fer_perturb.data import EMOTIONS, REGIONS, USAGES
-from fer_perturb.toyfaces import draw_faces, show_faces, toy_faces
+from fer_perturb.data import EMOTIONS, REGIONS, USAGES, show_faces
+from fer_perturb.toyfaces import draw_faces, toy_faces
 
 
 def inside(regions, name): return regions==REGIONS.index(name)
