@@ -75,7 +75,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fer_perturb.data.FERData.__iter__': ('data.html#ferdata.__iter__', 'fer_perturb/data.py'),
                                   'fer_perturb.data.FERData.__len__': ('data.html#ferdata.__len__', 'fer_perturb/data.py'),
                                   'fer_perturb.data.FERData.__repr__': ('data.html#ferdata.__repr__', 'fer_perturb/data.py'),
-                                  'fer_perturb.data.FERData._fill': ('data.html#ferdata._fill', 'fer_perturb/data.py'),
+                                  'fer_perturb.data.FERData._checked': ('data.html#ferdata._checked', 'fer_perturb/data.py'),
                                   'fer_perturb.data.FERData.class_counts': ('data.html#ferdata.class_counts', 'fer_perturb/data.py'),
                                   'fer_perturb.data.FERData.column': ('data.html#ferdata.column', 'fer_perturb/data.py'),
                                   'fer_perturb.data.FERData.column_names': ('data.html#ferdata.column_names', 'fer_perturb/data.py'),

@@ -50,21 +50,21 @@ class FERData:
         regions:Tensor=None, # (n,h,w) uint8, index into `REGIONS`; None if unknown
     ):
         n = len(images)
-        self.columns,self.rows = {},torch.arange(n)
-        self._fill(dict(images=images, labels=labels, usage=np.zeros(n, np.uint8) if usage is None else usage,
-                        names=np.arange(n) if names is None else names, regions=regions), vocab)
-    def _fill(self, columns, vocab):
-        "Put columns in after a look at each"
+        self.columns,self.vocab,self.rows = {},tuple(vocab),torch.arange(n)
+        self.columns = self._checked(images=images, labels=labels, usage=np.zeros(n, np.uint8) if usage is None else usage,
+                                     names=np.arange(n) if names is None else names, regions=regions)
+    def _checked(self, **columns):
+        "All columns, with these among them, after a look at type, length and device"
         images = columns.get('images', self.columns.get('images'))
         if images.ndim!=3 or images.dtype!=torch.uint8:
             raise ValueError(f'images are {images.dtype} {tuple(images.shape)}: give uint8 of shape (n, height, width)')
         new = {name: _as_column(name, values, len(images), images.device) for name,values in columns.items() if values is not None}
         for name,values in new.items():
             if name in _dtypes and values.shape!=images.shape: raise ValueError(f'{name} are {tuple(values.shape)}, the images {tuple(images.shape)}: give the same')
-        self.columns = {name: values for name,values in self.columns.items() if name not in columns} | new
-        self.vocab,labels = tuple(vocab),self.columns['labels']
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(vocab):
-            raise ValueError(f'labels go from {labels.min()} to {labels.max()}: with {len(vocab)} classes they must be in 0 to {len(vocab)-1}')
+        labels,n = new.get('labels', []),len(self.vocab)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < n:
+            raise ValueError(f'labels go from {labels.min()} to {labels.max()}: with {n} classes they must be in 0 to {n-1}')
+        return {name: values for name,values in self.columns.items() if name not in columns} | new
 
     def __len__(self): return len(self.rows)
     def column(self,
@@ -118,11 +118,14 @@ def with_columns(self:FERData,
     **columns # {name: n values}: a tensor on the images' device, an array, or a list of texts or numbers; None takes a column away
 )->FERData: # these rows, as a table of their own
     "A new table with columns added, replaced or taken away"
+    gone = [name for name in ('images', 'labels', 'usage', 'names') if name in columns and columns[name] is None]
+    if gone: raise ValueError(f'{" and ".join(gone)} cannot be taken away: every table has them')
     res,n = self[:],len(self.columns['images'])
+    if vocab is not None: res.vocab,columns = tuple(vocab),dict(labels=self.labels) | columns # old labels are checked again
     if any(v is not None for v in columns.values()) and not torch.equal(self.rows, torch.arange(n)): # cut out of a larger table
         res.columns = {name: self.column(name) for name in self.columns if name not in columns}
         res.rows = torch.arange(len(self))
-    res._fill(columns, self.vocab if vocab is None else vocab)
+    res.columns = res._checked(**columns)
     return res
 
 # %% ../nbs/10_data.ipynb #01f5e586
@@ -139,7 +142,7 @@ def set_rows(self:FERData,
         raise ValueError(f'{name} hold {old.dtype} {tuple(old.shape[1:])}, the new values {values.dtype} {tuple(values.shape[1:])}: give the same')
     new = old.clone() if torch.is_tensor(old) else old.astype(np.promote_types(old.dtype, values.dtype)) # the old one may be shared with another table
     new[self.rows.to(device) if torch.is_tensor(new) else self.rows.numpy()] = values
-    self._fill({name: new}, self.vocab)
+    self.columns |= self._checked(**{name: new})
 
 # %% ../nbs/10_data.ipynb #8674605f
 @patch
