@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
+from fer_perturb.perturb import Scheme
 from fer_perturb.saliency import saliency_maps
 
 from .common import Goal, Table, available, bench_extra, compare, ratio, spread
@@ -75,7 +76,7 @@ def attention_points(
     data, # FERData
 )->tuple: # points (b,n,3) of Eq. 1, k-means++ start (b,k,3)
     torch.manual_seed(0) # of the attention model
-    points,_ = eq1_features(data.images, saliency_maps(frozen_attention(), data.images[:,None]))
+    points,_ = eq1_features(data.images, saliency_maps(frozen_attention(), data.images[:,None]), Scheme.keep)
     return points,kmeans_plus_plus(points, n_clusters, generator=torch.Generator().manual_seed(0))
 
 @contextmanager

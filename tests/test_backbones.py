@@ -19,7 +19,7 @@ from fer_perturb.saliency import saliency_maps
 
 
 def quietly(learn, epochs=1, lr=2e-3):
-    with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn
 
 def dropped(learn, batch, steps=6):

@@ -85,7 +85,7 @@ def test_size_and_colour_are_converted_and_said_so(faces, tmp_path):
 def test_cache_is_used_and_renewed(faces, tmp_path, monkeypatch):
     path = write_zip(tmp_path/'fer.zip', kaggle_files(faces))
     first = load_faces(path)
-    monkeypatch.setattr('fer_perturb.data.from_zip', None)
+    monkeypatch.setattr('fer_perturb.readers.from_zip', None)
     assert same_faces(load_faces(path), first)
     monkeypatch.undo()
     monkeypatch.setenv('FER_PERTURB_CACHE', str(tmp_path/'cache'))

@@ -63,8 +63,8 @@ def test_parquet_without_names_or_split_is_said_so(faces, tmp_path):
 
 def test_known_splits_are_named(faces, tmp_path, capsys, monkeypatch):
     assert 'published' in known_split((28709, 3589, 3589)) and 'merged' in known_split((28709, 0, 7178)) and known_split((1, 2, 3)) is None
-    from fer_perturb import forms
-    monkeypatch.setitem(forms.SPLITS, tuple(len(faces.part(u)) for u in USAGES), 'a split we know')
+    from fer_perturb import readers
+    monkeypatch.setitem(readers.SPLITS, tuple(len(faces.part(u)) for u in USAGES), 'a split we know')
     for usage,split in zip(USAGES, ('train', 'valid', 'test')): write_parquet(tmp_path/f'{split}.parquet', faces.part(usage), list(EMOTIONS))
     from_parquet(tmp_path)
     assert 'a split we know' in capsys.readouterr().out

@@ -40,7 +40,7 @@ def test_augmentations(images, clusters):
 
 def test_kmeans(images, pretended):
     saliency = torch.zeros(16, 48, 48, dtype=torch.uint8, device=pretended)
-    points,pixels = eq1_features(images[:, 0], saliency)
+    points,pixels = eq1_features(images[:, 0], saliency, keep=.3)
     start = kmeans_plus_plus(points, 3, generator=torch.Generator().manual_seed(0))
     found = lloyd(points, start)
     assert on_gpu(*found, cluster_maps(found.labels, pixels, (48, 48)))

@@ -134,7 +134,7 @@ def test_constant_images():
 @pytest.mark.parametrize('feature', ['intensity', 'attention'])
 def test_twelve_gray_images_of_fer2013(feature):
     "Twelve images of FER2013 are all one gray, and a network's attention on them may be too"
-    points,_ = eq1_features(torch.zeros(2, 48, 48, dtype=torch.uint8), torch.zeros(2, 48, 48, dtype=torch.uint8), feature=feature)
+    points,_ = eq1_features(torch.zeros(2, 48, 48, dtype=torch.uint8), torch.zeros(2, 48, 48, dtype=torch.uint8), feature=feature, keep=.3)
     assert points.isfinite().all() and (points[..., 2]==0).all()
 
 
@@ -160,7 +160,7 @@ def test_slices_are_equal_and_cover_everything(n):
     assert not lengths or max(lengths)<=100 and max(lengths)-min(lengths)<=1
 
 def test_compiled_same_as_plain():
-    points,_ = eq1_features(torch.randint(0, 256, (500, 48, 48), dtype=torch.uint8), torch.rand(500, 48, 48))
+    points,_ = eq1_features(torch.randint(0, 256, (500, 48, 48), dtype=torch.uint8), torch.rand(500, 48, 48), keep=.3)
     start = points[:, [50, 200, 350]]
     weights = torch.rand(points.shape[:2])
     with warnings.catch_warnings():
@@ -227,7 +227,7 @@ def test_on_a_pretended_gpu():
     with FakeTensorMode():
         images = torch.empty(600, 48, 48, dtype=torch.uint8, device='cuda')
         saliency = torch.empty(600, 48, 48, dtype=torch.uint8, device='cuda')
-        for feature in ('intensity', 'attention'): points,pixels = eq1_features(images, saliency, feature=feature)
+        for feature in ('intensity', 'attention'): points,pixels = eq1_features(images, saliency, feature=feature, keep=.3)
         assert eq1_features(images.float(), saliency.float(), keep=1)[0].shape==(600, 2304, 3)
         weights = torch.empty(600, 691, device='cuda')
         start = kmeans_plus_plus(points, 3, weights, torch.Generator())
@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_images(weighted, peak_memory):
 def test_feature_memory_does_not_grow_with_the_images(peak_memory):
     def extra(b):
         images = torch.zeros(b, 48, 48, dtype=torch.uint8)
-        with peak_memory() as memory: found = eq1_features(images, torch.rand(b, 48, 48))
+        with peak_memory() as memory: found = eq1_features(images, torch.rand(b, 48, 48), keep=.3)
         return memory.peak-sum(o.untyped_storage().nbytes() for o in found)-b*48*48*4
     few,many = extra(500),extra(2000)
     assert many<9*2**20 and many<1.1*few
@@ -283,7 +283,7 @@ def test_attention_as_the_third_feature():
 def test_bytes_and_floats_agree():
     images = torch.randint(0, 256, (5, 20, 20), dtype=torch.uint8)
     saliency = torch.randint(0, 256, (5, 20, 20), dtype=torch.uint8)
-    a,b = eq1_features(images, saliency),eq1_features(images/255, saliency.float())
+    a,b = eq1_features(images, saliency, keep=.3),eq1_features(images/255, saliency.float(), keep=.3)
     torch.testing.assert_close(a, b)
 
 def test_draws_are_points_and_repeat():
@@ -353,7 +353,7 @@ def test_values_that_are_no_good(bad):
     with pytest.raises(ValueError, match='weights hold NaN or infinite'): kmeans(points, 2, weights=broken[..., 2])
     saliency = torch.rand(3, 6, 6)
     saliency[2, 0, 0] = bad
-    with pytest.raises(ValueError, match='points hold NaN or infinite'): kmeans(eq1_features(torch.rand(3, 6, 6), saliency)[0], 2)
+    with pytest.raises(ValueError, match='points hold NaN or infinite'): kmeans(eq1_features(torch.rand(3, 6, 6), saliency, keep=.3)[0], 2)
 
 def test_mistakes():
     points,images = random_points(3, 10),torch.rand(3, 6, 6)
@@ -370,9 +370,9 @@ def test_mistakes():
     with pytest.raises(ValueError, match='chunk is 0'): kmeans(points, 2, chunk=0)
     for keep in (0, -1, 1.01):
         with pytest.raises(ValueError, match='keep is'): eq1_features(images, images, keep=keep)
-    with pytest.raises(ValueError, match="choose 'intensity' or 'attention'"): eq1_features(images, images, feature='gray')
-    with pytest.raises(ValueError, match='give both as'): eq1_features(images, images[:, :5])
-    with pytest.raises(ValueError, match='give both as'): eq1_features(images[:, None], images[:, None])
+    with pytest.raises(ValueError, match="choose 'intensity' or 'attention'"): eq1_features(images, images, feature='gray', keep=.3)
+    with pytest.raises(ValueError, match='give both as'): eq1_features(images, images[:, :5], keep=.3)
+    with pytest.raises(ValueError, match='give both as'): eq1_features(images[:, None], images[:, None], keep=.3)
     with pytest.raises(ValueError, match='give both as'): cluster_maps(torch.zeros(3, 10), torch.zeros(3, 9), (6, 6))
     with pytest.raises(ValueError, match='do not fit'): cluster_maps(torch.zeros(3, 10), torch.zeros(3, 10), (3, 3))
 

@@ -106,8 +106,8 @@ def test_loaders_with_clusters(faces):
     assert [len(b) for b in (dls.one_batch(), with_maps.one_batch(), with_maps.valid.one_batch())]==[2, 3, 3]
     assert with_maps.n_inp==2
     assert not any(isinstance(t, EraseRandom) for t in with_maps.train.after_batch.fs)
-    with_maps.train.data.columns['clusters'] = torch.ones_like(faces.images)
-    assert dls.train.data.columns.get('clusters') is None
+    with_maps.train.data.set_rows('clusters', torch.ones_like(with_maps.train.data.images))
+    assert dls.train.data.column('clusters') is None and faces.column('clusters') is None
     assert with_maps.train.data.columns['images'] is faces.columns['images']
 
 
