@@ -34,7 +34,7 @@ def _as_column(name, values, n, device):
     if not torch.is_tensor(values): return values
     if values.device!=device: raise ValueError(f'{name} are on {values.device}, the images on {device}: move them there first')
     if name in ('labels', 'usage'):
-        if values.is_floating_point(): raise ValueError(f'{name} are {values.dtype}: give whole numbers')
+        if n and values.is_floating_point(): raise ValueError(f'{name} are {values.dtype}: give whole numbers')
         return values.to(torch.int64 if name=='labels' else torch.uint8)
     if values.dtype!=_dtypes.get(name, values.dtype): raise ValueError(f'{name} are {values.dtype}: give {_dtypes[name]}')
     return values

@@ -19,6 +19,11 @@ def faces():
     from fer_perturb.toyfaces import toy_faces
     return toy_faces(420, seed=5)
 
+@pytest.fixture(scope='session')
+def few(faces):
+    from fer_perturb.loaders import face_block
+    return face_block(faces.vocab).dataloaders(faces[torch.arange(0, 420, 7)], bs=8)
+
 class PeakMemory(TorchDispatchMode):
     "Bytes of tensors that are alive at once, beside those that were there before"
     def __init__(self):

@@ -1,26 +1,17 @@
 "The paper's networks learn, alone, as P-models and together; own models and own loaders go through the same functions"
-import json
-
 import pytest
 import timm
 import torch
-from fastai.vision.all import DataLoader, DataLoaders, Image, ImageDataLoaders, load_learner
+from fastai.vision.all import Image, ImageDataLoaders, load_learner
+from helpers import Own, colour_dls, quietly
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from fer_perturb.attention import add_attention, has_attention
+from fer_perturb.attention import has_attention
 from fer_perturb.backbones import ResidualMask, add_masks, backbone_names, create_backbone, map_sizes, multiply_adds
-from fer_perturb.ensemble import ensemble_learner, select_weights
-from fer_perturb.evaluate import predict_faces
-from fer_perturb.export import export_onnx
 from fer_perturb.learner import attention_learner, face_learner, perturb_learner
 from fer_perturb.loaders import face_block
 from fer_perturb.saliency import saliency_maps
 
-
-def quietly(learn, epochs=1, lr=2e-3):
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-    return learn
 
 def dropped(learn, batch, steps=6):
     "By how much training on one batch lowers its loss, in eval mode"
@@ -35,9 +26,6 @@ def dropped(learn, batch, steps=6):
         optimizer.step()
         losses.append(loss.item())
     return losses[0]-losses[-1]
-
-@pytest.fixture(scope='module')
-def few(faces): return face_block(faces.vocab).dataloaders(faces[torch.arange(0, 420, 7)], bs=8)
 
 paper = ['vgg16', 'slim_resnet18', 'densenet121', 'dpn68', 'slim_resmasking']
 
@@ -119,25 +107,6 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch, few):
     monkeypatch.setattr(timm, 'create_model', no_network)
     with pytest.raises(ConnectionError, match='from scratch'): face_learner(few, 'resnet18', pretrained=True)
 
-
-class Own(nn.Module):
-    "A colour model that timm does not know"
-    def __init__(self, n_out):
-        super().__init__()
-        def stage(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU())
-        self.one,self.two,self.head = stage(3, 16),stage(16, 32),nn.Linear(32, n_out)
-    def forward(self, x): return self.head(self.two(self.one(x)).mean((2, 3)))
-
-def colour_dls(n=36, size=20, classes=3):
-    torch.manual_seed(0)
-    labels = torch.arange(n)%classes
-    images = torch.rand(n, 3, size, size)*.4
-    for i,c in enumerate(labels): images[i, c, :, 5:12] += .5
-    data = TensorDataset(images, labels)
-    dls = DataLoaders(DataLoader(data, bs=12, shuffle=True), DataLoader(data, bs=12))
-    dls.c,dls.vocab = classes,list('rgb')[:classes]
-    return dls
-
 def test_own_model_and_tensor_loaders():
     dls = colour_dls()
     phase1 = quietly(attention_learner(dls, Own(3), stages=['one', 'two']), 2, 1e-2)
@@ -167,111 +136,3 @@ def test_colour_image_files(tmp_path, size):
     learn.path = tmp_path
     learn.export('p.pkl')
     assert load_learner(tmp_path/'p.pkl').predict(tmp_path/'red'/'0.png')[2].shape==(3,)
-
-
-class Sure(nn.Module):
-    "Right in `share` of the images, whose first pixel is their label; how sure it is does not depend on it"
-    def __init__(self, wrong, scale=4.):
-        super().__init__()
-        self.wrong,self.scale,self.unused = set(wrong),scale,nn.Parameter(torch.zeros(1))
-    def forward(self, x):
-        labels = (x[:, 0, 0, 0]*10).round().long()
-        told = torch.tensor([(c+1)%7 if c in self.wrong else c for c in labels.tolist()])
-        return nn.functional.one_hot(told, 7)*self.scale + self.unused
-
-@pytest.fixture
-def told():
-    labels = torch.arange(70)%7
-    images = (labels/10)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
-    data = TensorDataset(images, labels)
-    dls = DataLoaders(DataLoader(data, bs=10), DataLoader(data, bs=10))
-    dls.c,dls.vocab = 7,list('abcdefg')
-    return dls
-
-def accuracy(learn):
-    with learn.no_bar(): p,y = learn.get_preds()
-    return (p.argmax(1)==y).float().mean().item()
-
-def test_votes_correct_each_other(told):
-    members = [face_learner(told, Sure(wrong)) for wrong in ([0, 1], [2, 3], [4, 5])]
-    assert [round(accuracy(m), 3) for m in members]==[round(5/7, 3)]*3
-    assert accuracy(ensemble_learner(members))==1.
-
-def test_the_mean_is_of_probabilities(told):
-    "A loud poor member does not outvote two good ones"
-    members = [face_learner(told, Sure([0])), face_learner(told, Sure([1])), face_learner(told, Sure(range(7), scale=400.))]
-    ensemble = ensemble_learner(members)
-    with ensemble.no_bar(): p,_ = ensemble.get_preds()
-    expected = sum(m.get_preds()[0] for m in members)/3
-    assert torch.allclose(p, expected, atol=1e-5) and torch.allclose(p.sum(1), torch.ones(70), atol=1e-5)
-    assert accuracy(ensemble)>=5/7
-    logits = sum(m.model(told.valid.one_batch()[0]) for m in members)
-    assert (logits.argmax(1)==told.valid.one_batch()[1]).float().mean()==0
-
-def test_fitted_weights_are_never_worse_than_the_best(told):
-    members = [face_learner(told, Sure(wrong)) for wrong in ([0], range(7), range(1, 7))]
-    fitted = ensemble_learner(members, weights='fit')
-    assert accuracy(fitted)>=max(accuracy(m) for m in members)
-    assert torch.isclose(fitted.model.weights.sum(), torch.tensor(1.)) and fitted.model.weights[1]==0
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        votes = torch.rand(4, 50, 7, generator=generator).softmax(2)
-        labels = torch.randint(7, (50,), generator=generator)
-        right = lambda p: (p.argmax(1)==labels).float().mean().item()
-        weights = torch.tensor(select_weights(votes, labels))
-        assert right(torch.einsum('m,mnc->nc', weights, votes))>=max(map(right, votes))-1e-6
-
-def test_an_ensemble_is_a_learner(faces, few, tmp_path):
-    p_model,other = quietly(perturb_learner(few)),quietly(attention_learner(few, 'slim_resnet18'))
-    for members in ([p_model, other], [other, p_model]):
-        ensemble = ensemble_learner(members, weights=[3, 1])
-        test = faces[:20]
-        expected = sum(w*predict_faces(m, test) for w,m in zip((.75, .25), members))
-        assert torch.allclose(predict_faces(ensemble, test), expected, atol=2e-2)
-        assert saliency_maps(ensemble.model, test.images[:3, None]).shape==(3, 48, 48)
-    ensemble.path = tmp_path
-    ensemble.export('e.pkl')
-    assert torch.allclose(predict_faces(load_learner(tmp_path/'e.pkl'), test), predict_faces(ensemble, test), atol=1e-2)
-
-def test_ensemble_mistakes(few, told):
-    learn = face_learner(few, 'slim_resnet18')
-    with pytest.raises(ValueError, match='needs members'): ensemble_learner([])
-    with pytest.raises(ValueError, match='for 1 members'): ensemble_learner([learn], [1, 2])
-    with pytest.raises(ValueError, match='at least 0'): ensemble_learner([learn], [-1])
-    with pytest.raises(ValueError, match="'fit'"): ensemble_learner([learn], 'best')
-    with pytest.raises(ValueError, match='disagree on the classes'): ensemble_learner([learn, face_learner(told, Sure([]))])
-    with pytest.raises(ValueError, match='views or a stack'): ensemble_learner([perturb_learner(few, attention=add_attention(create_backbone('slim_resnet18')), perturb='stack')])
-
-
-@pytest.mark.parametrize('kind', ['plain', 'P', 'ensemble'])
-def test_onnx_computes_the_same(kind, few, faces, tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    learn = face_learner(few, 'slim_resnet18') if kind=='plain' else perturb_learner(few)
-    if kind=='ensemble': learn = ensemble_learner([learn, attention_learner(few, 'slim_resnet18')])
-    training = learn.model.training
-    session = onnxruntime.InferenceSession(export_onnx(learn, tmp_path/'new'/'m.onnx'))
-    assert learn.model.training==training
-    images = faces.images[:5, None]/255
-    with torch.no_grad(): expected = learn.model.eval()(images).softmax(1)
-    for n in (5, 1):
-        got, = session.run(None, dict(images=images[:n].numpy()))
-        assert torch.allclose(torch.from_numpy(got), expected[:n], atol=1e-5)
-    assert json.loads(session.get_modelmeta().custom_metadata_map['vocab'])==list(faces.vocab)
-
-def test_onnx_normalizes_as_the_loaders_do(tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    from fastai.vision.all import Normalize, Pipeline, TensorImage
-    dls = colour_dls()
-    learn = face_learner(dls, Own(3))
-    normalize = Normalize.from_stats([.2, .3, .4], [.5, .6, .7], cuda=False)
-    dls.valid.after_batch = Pipeline([lambda t: TensorImage(t) if t.ndim==4 else t, normalize])
-    images = torch.rand(2, 3, 20, 20)
-    got, = onnxruntime.InferenceSession(export_onnx(learn, tmp_path/'m.onnx')).run(None, dict(images=images.numpy()))
-    mean,std = (torch.tensor(v)[:, None, None] for v in ([.2, .3, .4], [.5, .6, .7]))
-    with torch.no_grad(): assert torch.allclose(torch.from_numpy(got), learn.model.eval()((images-mean)/std).softmax(1), atol=1e-5)
-
-def test_onnx_refusals(few, tmp_path, monkeypatch):
-    frozen = add_attention(create_backbone('slim_resnet18'))
-    with pytest.raises(ValueError, match='views or a stack'): export_onnx(perturb_learner(few, attention=frozen, views=True), tmp_path/'m.onnx')
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(ImportError, match=r'fer_perturb\[onnx\]'): export_onnx(face_learner(few, 'slim_resnet18'), tmp_path/'m.onnx')

@@ -1,251 +1,129 @@
-"Every form in which faces come in, what is wrong with them, and how they leave in batches"
-import csv
-import io
-import warnings
-import zipfile
-
+"The table of faces: what its parts share, what columns must be, and what keeps them"
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from fastai.vision.all import AffineCoordTfm, CrossEntropyLossFlat, Learner, aug_transforms, load_learner, setup_aug_tfms
-from PIL import Image
-from torch import nn
 
-from fer_perturb.augment import EraseRandom, FaceAugment, erase_rectangles, random_affine, warp
-from fer_perturb.data import EMOTIONS, USAGES, FERData
-from fer_perturb.loaders import TensorFace, face_block
-from fer_perturb.readers import cache_folder, download_fer2013, load_faces, save_faces
-
-
-def png(image):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, 'PNG')
-    return file.getvalue()
-
-def kaggle_files(faces):
-    for face,usage in zip(faces, faces.usage):
-        yield f'{"train" if usage==0 else "test"}/{face.label}/{USAGES[usage]}_{face.name}.png', png(face.image.numpy())
-
-def write_zip(path, files):
-    with zipfile.ZipFile(path, 'w') as z:
-        for name,content in files: z.writestr(name, content)
-    return path
-
-def write_folder(path, files):
-    for name,content in files:
-        (path/name).parent.mkdir(parents=True, exist_ok=True)
-        (path/name).write_bytes(content)
-    return path
-
-def csv_row(face, usage): return {'emotion': EMOTIONS.index(face.label), 'pixels': ' '.join(map(str, face.image.flatten().tolist())), 'Usage': USAGES[usage]}
-
-def write_csv(path, rows, header=('emotion', 'pixels', 'Usage'), blank=''):
-    with open(path, 'w', newline='') as f:
-        writer = csv.writer(f)
-        writer.writerow([h if h=='emotion' else blank+h for h in header])
-        writer.writerows([row[h] for h in header] for row in rows)
-    return path
-
-def same_faces(a, b):
-    "The same images with the same labels and usage, in any order"
-    key = lambda data: sorted((i.numpy().tobytes(), l, u) for i,l,u in zip(data.images, data.labels.tolist(), data.usage.tolist()))
-    return key(a)==key(b)
+from fer_perturb.augment import FaceAugment
+from fer_perturb.data import USAGES, FERData
+from fer_perturb.landmarks import add_landmarks
+from fer_perturb.loaders import face_block
+from fer_perturb.masks import maskfer, occlude
+from fer_perturb.perturb import with_clusters
+from fer_perturb.readers import load_faces, read_faces, save_faces
+from fer_perturb.toyfaces import draw_faces
 
 
-def test_every_form_gives_the_same_faces(faces, tmp_path):
-    rows = [csv_row(f, u) for f,u in zip(faces, faces.usage)]
-    for path in (write_zip(tmp_path/'fer.zip', kaggle_files(faces)), write_folder(tmp_path/'fer', kaggle_files(faces)),
-                 write_csv(tmp_path/'fer2013.csv', rows), write_csv(tmp_path/'icml.csv', rows, ('emotion', 'Usage', 'pixels'), blank=' ')):
-        data = load_faces(path)
-        assert same_faces(data, faces), path.name
-        assert data.vocab==EMOTIONS
+@pytest.fixture
+def voted(faces):
+    "Faces with columns that this package never heard of: numbers of several types, and texts"
+    n = len(faces)
+    return faces.with_columns(votes=torch.rand(n, 8), clusters=torch.randint(0, 4, (n, 48, 48), dtype=torch.uint8),
+                              age=np.arange(n), sure=torch.arange(n)%2==0, source=[f'film {i}' for i in range(n)])
 
-def test_labels_follow_the_csv_order_not_the_folders(faces, tmp_path):
-    data = load_faces(write_zip(tmp_path/'fer.zip', kaggle_files(faces)))
-    for face in data: assert face.name.split('/')[1]==face.label
-    assert {EMOTIONS.index(c) for c in ('sad', 'surprise', 'neutral')}=={4, 5, 6}
+extra = ['votes', 'clusters', 'regions', 'age', 'sure', 'source']
 
-def test_both_parts_are_needed(faces):
-    for usage,missing in (('Training', 'PublicTest'), ('PublicTest', 'Training')):
-        with pytest.raises(ValueError, match=f'is marked {missing}'): face_block(faces.vocab).dataloaders(faces.part(usage))
-
-def test_a_users_own_classes_are_split_and_said_so(faces, tmp_path):
-    files = [(f'{"dog" if i%2 else "cat"}/{i}.png', png(f.image.numpy())) for i,f in enumerate(faces[:100])]
-    with pytest.warns(UserWarning, match='a tenth of each class'): data = load_faces(write_folder(tmp_path/'pets', files))
-    assert data.vocab==('cat', 'dog')
-    assert [len(data.part(u)) for u in USAGES]==[80, 10, 10]
-
-def test_size_and_colour_are_converted_and_said_so(faces, tmp_path):
-    big = np.repeat(np.repeat(np.stack([f.image.numpy() for f in faces[:40]])[..., None], 3, -1), 2, 1)
-    files = [(f'{"ab"[i%2]}/{i}.png', png(image)) for i,image in enumerate(big)]
-    with pytest.warns(UserWarning, match='colour mode RGB to gray, 48×96 to 48×48 pixels'): data = load_faces(write_folder(tmp_path/'big', files))
-    assert data.images.shape==(40, 48, 48)
-
-def test_cache_is_used_and_renewed(faces, tmp_path, monkeypatch):
-    path = write_zip(tmp_path/'fer.zip', kaggle_files(faces))
-    first = load_faces(path)
-    monkeypatch.setattr('fer_perturb.readers.from_zip', None)
-    assert same_faces(load_faces(path), first)
-    monkeypatch.undo()
-    monkeypatch.setenv('FER_PERTURB_CACHE', str(tmp_path/'cache'))
-    write_zip(path, list(kaggle_files(faces))[:300])
-    assert len(load_faces(path))==300
-
-def test_a_broken_cache_is_read_anew(faces, tmp_path):
-    path = write_zip(tmp_path/'fer.zip', kaggle_files(faces))
-    load_faces(path)
-    kept, = cache_folder().iterdir()
-    kept.write_bytes(kept.read_bytes()[:1000])
-    assert same_faces(load_faces(path), faces)
-
-def test_saving_leaves_nothing_half_written(faces, tmp_path, monkeypatch):
-    target = tmp_path/'faces.npz'
-    target.write_text('precious')
-    def stop(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(np, 'savez', stop)
-    with pytest.raises(KeyboardInterrupt): save_faces(faces, target)
-    assert target.read_text()=='precious'
-    assert list(tmp_path.glob('*.part'))==[]
-
-def test_saved_faces_come_back(faces, tmp_path):
-    save_faces(faces, tmp_path/'faces.npz')
-    back = load_faces(tmp_path/'faces.npz')
-    assert torch.equal(back.images, faces.images) and torch.equal(back.regions, faces.regions)
-
-
-bad_csv = {'no column pixels': dict(header=('emotion', 'Usage')),
-           '2303 pixels instead of 2304': dict(pixels=' '.join(['1']*2303)),
-           'label 7': dict(emotion=7),
-           'pixel of 256': dict(pixels=' '.join(['256']*2304)),
-           'not a whole number': dict(pixels=' '.join(['x']*2304)),
-           'Usage .Test.': dict(Usage='Test')}
-
-@pytest.mark.parametrize('message', bad_csv)
-def test_bad_csv(message, faces, tmp_path):
-    change = dict(bad_csv[message])
-    header = change.pop('header', ('emotion', 'pixels', 'Usage'))
-    rows = [csv_row(f, u) for f,u in zip(faces, faces.usage)]
-    rows[5] |= change
-    with pytest.raises(ValueError, match=message): load_faces(write_csv(tmp_path/'bad.csv', rows, header))
-
-def test_bad_files(faces, tmp_path):
-    files = list(kaggle_files(faces))
-    with pytest.raises(FileNotFoundError, match='nothing at'): load_faces(tmp_path/'nowhere.zip')
-    with pytest.raises(ValueError, match='has no images'): load_faces(write_zip(tmp_path/'a.zip', [('readme.txt', 'hello')]))
-    (tmp_path/'b.zip').write_bytes((tmp_path/'a.zip').read_bytes()[:20])
-    with pytest.raises(ValueError, match='not a whole zip'): load_faces(tmp_path/'b.zip')
-    with pytest.raises(ValueError, match=files[3][0]): load_faces(write_zip(tmp_path/'c.zip', [(n, c[:200] if i==3 else c) for i,(n,c) in enumerate(files)]))
-    with pytest.raises(ValueError, match='one class only'): load_faces(write_zip(tmp_path/'d.zip', [(n, c) for n,c in files if '/sad/' in n]))
-    with pytest.raises(ValueError, match='no training image of sad'): load_faces(write_zip(tmp_path/'e.zip', [(n, c) for n,c in files if 'train/sad/' not in n]))
-    folder = write_folder(tmp_path/'f', files)
-    (folder/'train'/'bored').mkdir()
-    with pytest.raises(ValueError, match='no image of bored'): load_faces(folder)
-    (tmp_path/'g.txt').write_text('?')
-    with pytest.raises(ValueError, match='no zip file, folder or csv'): load_faces(tmp_path/'g.txt')
-
-def test_download_without_network_says_what_to_do(monkeypatch):
-    import sys
-    import types
-    fake = types.ModuleType('kagglehub')
-    def refuse(handle): raise OSError('no route to host')
-    fake.dataset_download = refuse
-    monkeypatch.setitem(sys.modules, 'kagglehub', fake)
-    with pytest.raises(ConnectionError, match='download the zip'): download_fer2013()
-    monkeypatch.setitem(sys.modules, 'kagglehub', None)
-    with pytest.raises(ImportError, match='pip install'): download_fer2013()
-
-
-def small_net(): return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
-
-def test_batches_equal_items(faces):
-    "The fast path gives what fastai's own item-by-item path gives"
-    dls = face_block(clusters=True).dataloaders(faces, bs=16)
-    for fast,slow in zip(dls.valid, super(type(dls.valid), dls.valid).__iter__()):
-        for a,b in zip(fast, slow):
-            assert type(a) is type(b) and a.dtype==b.dtype and torch.equal(a, b)
-
-def test_an_epoch_sees_every_training_image_once(faces):
-    dls = face_block().dataloaders(faces, bs=16)
-    dl = dls.train.new(drop_last=False)
-    seen = torch.cat([(x*255).round().byte()[:, 0] for x,_ in dl]).as_subclass(torch.Tensor)
-    train = faces.part('Training')
-    assert sorted(i.numpy().tobytes() for i in seen)==sorted(i.numpy().tobytes() for i in train.images)
-    orders = [torch.cat([y for _,y in dls.train]).tolist() for _ in range(2)]
-    assert orders[0]!=orders[1]
-    assert len(orders[0])==len(train)//16*16
-
-def test_validation_is_public_test_in_order_without_augmentation(faces):
-    dls = face_block(batch_tfms=[FaceAugment(), EraseRandom(p=1.)]).dataloaders(faces, bs=16)
-    images = torch.cat([x for x,_ in dls.valid]).as_subclass(torch.Tensor)
-    assert torch.allclose(images[:, 0], faces.part('PublicTest').images/255)
-
-def test_predict_test_dl_and_export(faces, tmp_path):
-    dls = face_block(batch_tfms=FaceAugment()).dataloaders(faces, bs=16)
-    learn = Learner(dls, small_net(), loss_func=CrossEntropyLossFlat(), path=tmp_path)
-    test = faces.part('PrivateTest')
-    probabilities,labels = learn.get_preds(dl=dls.test_dl(test, with_labels=True))
-    assert torch.equal(labels.as_subclass(torch.Tensor), test.labels)
-    Image.fromarray(test[3].image.numpy()).save(tmp_path/'photo.png')
-    for item in (tmp_path/'photo.png', str(tmp_path/'photo.png'), test[3], test[3].image.numpy(), Image.open(tmp_path/'photo.png')):
-        emotion,_,p = learn.predict(item)
-        assert torch.allclose(p, probabilities[3], atol=1e-5)
-        assert emotion==EMOTIONS[p.argmax()]
-    learn.export('learn.pkl')
-    assert (tmp_path/'learn.pkl').stat().st_size<faces.images.nelement()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        assert torch.allclose(load_learner(tmp_path/'learn.pkl').predict(tmp_path/'photo.png')[2], probabilities[3], atol=1e-5)
-
-def test_show_batch(faces):
-    import matplotlib.pyplot as plt
-    face_block().dataloaders(faces, bs=16).show_batch(max_n=4)
-    assert len([a for a in plt.gcf().axes if a.images])==4
-    assert plt.gcf().axes[0].images[0].get_cmap().name=='gray'
-    plt.close('all')
+def same(a, b): return bool((a==b).all()) and a.shape==b.shape and a.dtype==b.dtype
 
 def test_tables_share_images(faces):
     part = faces.part('Training')[10:20]
     assert part.columns is faces.columns
     assert torch.equal(part.images, faces.images[faces.usage==0][10:20])
 
-def test_flip_and_shift_move_pixels_where_they_should():
-    image = torch.zeros(64, 1, 48, 48)
-    image[:, :, 10, 4] = 1.
-    augment = FaceAugment(max_rotate=0, max_zoom=1., max_shift=0., max_lighting=0.)
-    columns = set(augment(TensorFace(image), split_idx=0).flatten(1).argmax(1).tolist())
-    assert columns=={10*48+4, 10*48+43}
-    assert torch.equal(augment(TensorFace(image), split_idx=1), image)
+def rows_of(data, rows): return {name: data.column(name)[rows.numpy() if name=='source' else rows] for name in extra}
 
-@pytest.mark.parametrize('mode, padding_mode', [('bilinear', 'reflection'), ('nearest', 'zeros')])
-def test_what_comes_in_from_outside(faces, mode, padding_mode):
-    images = faces.images[:100, None, :40]/255
-    matrices = random_affine(len(images), 'cpu', max_rotate=60., max_shift=.6)
-    expected = F.grid_sample(images, F.affine_grid(matrices, images.shape, align_corners=False), mode=mode, padding_mode=padding_mode, align_corners=False)
-    moved = warp(images, matrices, mode=mode, padding_mode=padding_mode)
-    assert ((moved-expected).abs()>1e-4).float().mean()<1e-4 # nearest: a place halfway between two pixels may go to either
+def test_columns_survive_parts_and_indices(voted):
+    for usage in range(3):
+        rows = torch.where(voted.usage==usage)[0]
+        for table,expected in ((voted.part(USAGES[usage]), rows), (voted.part(USAGES[usage])[3:9], rows[3:9]), (voted.part(USAGES[usage])[[5, 2]], rows[[5, 2]])):
+            for name,values in rows_of(voted, expected).items(): assert same(table.column(name), values), name
 
-def test_same_statistics_as_fastai(faces):
-    "Mean and spread of 4,000 augmentations of one face, pixel by pixel; shifts are ours alone"
-    face = TensorFace(faces.images[3].expand(4000, 1, 48, 48)/255)
-    ours = FaceAugment(max_shift=0.)(face.clone(), split_idx=0)
-    theirs = face.clone()
-    for tfm in setup_aug_tfms(aug_transforms(max_rotate=10., max_zoom=1.1, max_warp=0, max_lighting=.2, p_affine=.75, p_lighting=.75)):
-        if isinstance(tfm, AffineCoordTfm):
-            for draw in tfm.aff_fs:
-                if getattr(draw, 'func', draw).__name__=='zoom_mat': draw.keywords.update(draw_x=.5, draw_y=.5)
-        theirs = tfm(theirs, split_idx=0)
-    ours,theirs = ours.as_subclass(torch.Tensor),theirs.as_subclass(torch.Tensor)
-    assert (ours.mean(0)-theirs.mean(0)).abs().max()<.02
-    assert (ours.std(0)-theirs.std(0)).abs().max()<.02
-    light = [x.mean((1, 2, 3)) for x in (ours, theirs)]
-    assert torch.allclose(*(torch.quantile(x, torch.linspace(.05, .95, 10)) for x in light), atol=.01)
+def test_columns_survive_a_move(voted):
+    copy = voted.with_columns().to('meta')
+    assert copy.column_names==voted.column_names
+    assert all(copy.column(name).device.type=='meta' for name in extra if name!='source')
+    assert voted.column('votes').device.type=='cpu'
 
-def test_erased_area_is_as_asked():
-    torch.manual_seed(0)
-    image = torch.full((2000, 1, 48, 48), 2.)
-    erased = (erase_rectangles(image, p=.5, min_area=.1, max_area=.2)!=2.).float().mean((1, 2, 3)).as_subclass(torch.Tensor)
-    hit = erased>0
-    assert abs(hit.float().mean()-.5)<.05
-    assert .08<erased[hit].min() and erased[hit].max()<.22
-    assert abs(erased[hit].mean()-.15)<.01
+def test_columns_survive_saving_and_reading(voted, tmp_path):
+    for table in (voted, voted.part('PublicTest')):
+        save_faces(table, tmp_path/'voted.npz')
+        for back in (read_faces(tmp_path/'voted.npz'), load_faces(tmp_path/'voted.npz')):
+            assert back.vocab==table.vocab and back.column_names==table.column_names
+            for name in table.column_names: assert same(back.column(name), table.column(name)), name
+
+def test_columns_may_have_any_name(faces, tmp_path):
+    odd = faces[:7].with_columns(file=range(7), allow_pickle=range(7), self_=range(7))
+    save_faces(odd, tmp_path/'odd.npz')
+    assert read_faces(tmp_path/'odd.npz').column('file').tolist()==list(range(7))
+
+@pytest.mark.parametrize('hide', [maskfer, lambda data, landmarks: occlude(data, 'sunglasses', landmarks)])
+def test_columns_survive_masks(voted, hide):
+    landmarks = draw_faces(torch.arange(len(voted))%7, seed=5).landmarks
+    part = voted.usage==1
+    for table,points in ((voted, landmarks), (voted.part('PublicTest'), landmarks[part])):
+        masked = hide(table, points)
+        assert masked.column('covered').shape==table.images.shape and not torch.equal(masked.images, table.images)
+        for name in extra: assert same(masked.column(name), table.column(name)), name
+    assert 'covered' not in voted.column_names
+
+def test_columns_survive_landmarks_that_are_added(voted, tmp_path):
+    np.savez(tmp_path/'l.npz', names=voted.names, landmarks=draw_faces(torch.arange(len(voted))%7, seed=5).landmarks, detected=np.ones(len(voted), bool))
+    found = add_landmarks(voted.part('PublicTest'), tmp_path/'l.npz')
+    assert same(found.column('votes'), voted.part('PublicTest').column('votes')) and not same(found.regions, voted.part('PublicTest').regions)
+
+def test_columns_survive_loaders_and_loaders_with_clusters(voted):
+    plain = face_block(batch_tfms=FaceAugment()).dataloaders(voted, bs=16)
+    for dls in (plain, with_clusters(plain)):
+        for dl,usage in zip(dls.loaders, USAGES):
+            for name in extra:
+                if name=='clusters' and dls is not plain: assert dl.data.column(name) is None # these begin without
+                else: assert same(dl.data.column(name), voted.part(usage).column(name)), name
+
+def test_a_new_table_leaves_the_old_one_alone_and_shares_what_is_the_same(faces):
+    new = faces.with_columns(labels=(faces.labels+1)%7, regions=None)
+    assert new.regions is None and faces.regions is not None
+    assert torch.equal((new.labels-faces.labels)%7, torch.ones(len(faces), dtype=torch.long))
+    assert new.columns['images'] is faces.columns['images']
+    part = faces.part('PublicTest').with_columns(votes=torch.ones(42, 7))
+    assert len(part.columns['images'])==42 and faces.column('votes') is None
+
+def test_some_rows_are_written_for_the_whole_table_and_for_nobody_else(faces):
+    table = faces.with_columns()
+    before,train = table.labels.clone(),table.part('Training')
+    train.set_rows('labels', (train.labels+1)%7)
+    changed = table.labels!=before
+    assert torch.equal(changed, table.usage==0) and torch.equal(faces.labels, before)
+    train.set_rows('votes', torch.ones(len(train), 3))
+    assert torch.equal(table.column('votes').sum(1), 3.*(table.usage==0)) and faces.column('votes') is None
+    kept = table.column('votes')
+    table[:5].set_rows('votes', torch.zeros(5, 3))
+    assert kept[:5].sum()>0 # what was read before is not written to
+    train.set_rows('source', ['a longer text']*len(train))
+    table.part('PrivateTest')[:1].set_rows('source', ['one that is longer still'])
+    assert set(table.column('source'))=={'', 'a longer text', 'one that is longer still'}
+
+@pytest.mark.parametrize('columns, message', [
+    (dict(votes=torch.ones(5, 7)), '420 images, but 5 votes'), (dict(names=['a']), '420 images, but 1 names'),
+    (dict(clusters=torch.ones(420, 48, 48)), 'clusters are torch.float32: give torch.uint8'),
+    (dict(regions=torch.ones(420, 24, 24, dtype=torch.uint8)), r'regions are \(420, 24, 24\), the images \(420, 48, 48\)'),
+    (dict(labels=torch.full((420,), 7)), 'labels go from 7 to 7'), (dict(labels=torch.rand(420)), 'give whole numbers'),
+    (dict(images=torch.rand(420, 48, 48)), 'give uint8'), (dict(votes=torch.ones(420, 7, device='meta')), 'votes are on meta, the images on cpu'),
+    (dict(vocab=('a', 'b')), 'labels go from 0 to 6'), (dict(images=None), 'every table has them')])
+def test_columns_that_do_not_fit(faces, columns, message):
+    before = faces.column_names
+    with pytest.raises(ValueError, match=message): faces.with_columns(**columns)
+    assert faces.column_names==before
+
+@pytest.mark.parametrize('name, values, message', [
+    ('votes', torch.ones(42, 3), '336 images, but 42 votes'), ('labels', torch.full((336,), 9), 'labels go from'),
+    ('regions', torch.ones(336, 48, 48), 'give torch.uint8'), ('regions', torch.ones(336, 4, 4, dtype=torch.uint8), 'give the same'),
+    ('usage', ['x']*336, 'give the same'), ('extra', torch.ones(336, device='meta'), 'the images on cpu')])
+def test_rows_that_do_not_fit(faces, name, values, message):
+    table = faces.with_columns()
+    before = {n: table.column(n) for n in table.column_names}
+    with pytest.raises(ValueError, match=message): table.part('Training').set_rows(name, values)
+    assert list(before)==table.column_names and all(same(table.column(n), v) for n,v in before.items())
+
+def test_a_constructor_checks_its_columns(faces):
+    with pytest.raises(ValueError, match='3 images, but 2 names'): FERData(faces.images[:3], [0, 1, 2], names=['a', 'b'])
+    with pytest.raises(ValueError, match='regions are torch.float32'): FERData(faces.images[:3], [0, 1, 2], regions=torch.rand(3, 48, 48))
+    assert FERData(faces.images[:0], []).images.shape==(0, 48, 48)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fer_perturb.evaluate import (accuracy_change, bootstrap, class_accuracy, class_table, correct, plot_confusion,
-                                  summary_table)
+from fer_perturb.evaluate import (accuracy_change, bootstrap, class_accuracy, class_table, correct, occlusion_table,
+                                  plot_confusion, summary_table)
 
 VOCAB = ('a', 'b', 'c')
 
@@ -51,3 +51,15 @@ def test_confusion_rows_are_the_true_classes(labels):
     axes = plot_confusion({'model': answers([0, 0, 1, 1, 1, 1, 0, 0, 0, 0])}, labels, VOCAB).axes
     texts = [t.get_text() for t in axes[0].texts]
     assert texts==['50%', '50%', '0%', '0%', '100%', '0%', '100%', '0%', '0%']
+
+def test_table_of_what_a_mask_costs():
+    labels = torch.arange(60)%3
+    right = torch.nn.functional.one_hot(labels, 4).float()
+    masked = right.clone()
+    masked[:30][labels[:30]==1] = torch.tensor([1., 0, 0, 0])
+    table = occlusion_table({'m': right}, {'m': masked}, labels, ('a', 'b', 'c', 'd'))
+    assert table.loc['m', 'a']=='+0.0 (+0 to +0)' and table.loc['m', 'b'].startswith('-50.0 (') and table.loc['m', 'd']=='–'
+    low,high = (float(v) for v in table.loc['m', 'b'].split('(')[1].rstrip(')').split(' to '))
+    assert low<-60 and -40<high<0
+    assert table.loc['m', 'all'].startswith('-16.7')
+    with pytest.raises(ValueError, match='give both for each model'): occlusion_table({'m': right}, {'n': masked}, labels, ('a', 'b', 'c', 'd'))

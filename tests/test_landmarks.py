@@ -1,11 +1,14 @@
 "Regions lie where the landmarks are, and the landmark share means what it says"
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
 
-from fer_perturb.data import REGIONS
-from fer_perturb.landmarks import (add_landmarks, centre_prior, landmark_groups, landmark_regions, landmark_share,
-                                   salient_pixels, top_pixels)
+from fer_perturb.data import REGIONS, FERData
+from fer_perturb.landmarks import (MEAN_FACE, METHODS, add_landmarks, centre_prior, find_landmarks, landmark_groups,
+                                   landmark_regions, landmark_share, mean_face_finder, salient_pixels, top_pixels)
+from fer_perturb.masks import maskfer
 from fer_perturb.toyfaces import draw_faces
 
 
@@ -72,3 +75,42 @@ def test_landmarks_are_matched_by_name(faces, drawn, tmp_path):
     np.savez(tmp_path/'poor.npz', names=names)
     with pytest.raises(ValueError, match='has no landmarks, detected'): add_landmarks(faces[:7], tmp_path/'poor.npz')
     with pytest.raises(ValueError, match='68 points'): landmark_regions(drawn.landmarks[:, :60])
+
+def test_landmarks_are_found_once_and_a_stopped_run_goes_on(faces, tmp_path):
+    calls = []
+    def finder(image):
+        if len(calls)==50: raise KeyboardInterrupt
+        calls.append(1)
+        return mean_face_finder(image)
+    store = tmp_path/'cache'/'found.npz'
+    with pytest.raises(KeyboardInterrupt): find_landmarks(faces, finder, store, every=20)
+    kept = len(np.load(store)['digests'])
+    assert kept==40
+    calls.clear()
+    calls += [1]*100 # no more interrupts
+    found = find_landmarks(faces, finder, store, every=20)
+    assert len(calls)-100==len(faces)-kept
+    assert torch.allclose(found.points, MEAN_FACE.expand(len(faces), -1, -1), atol=1e-4)
+    find_landmarks(faces[torch.arange(len(faces)).flip(0)], finder, store)
+    assert len(calls)-100==len(faces)-kept
+    store.write_bytes(store.read_bytes()[:100])
+    assert len(find_landmarks(faces[:5], finder, store).points)==5
+    assert [f.name for f in store.parent.iterdir()]==['found.npz']
+
+def test_without_the_extra_the_mean_face_is_used_and_said_so(faces, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name in ('dlib', 'face_recognition_models') else find_spec(name, *a))
+    found = find_landmarks(faces[:7])
+    assert (found.method==METHODS.index('mean face')).all() and 'fer_perturb[masks]' in repr(found)
+    masked = maskfer(faces[:7])
+    assert 'mean face' in capsys.readouterr().out and (masked.column('method')==2).all()
+
+def test_dlib_finds_drawn_faces_or_takes_the_frame(tmp_path):
+    pytest.importorskip('dlib')
+    toys = draw_faces(torch.full((6,), 6), seed=2)
+    data = FERData(torch.cat([toys.images, torch.full((2,48,48), 99, dtype=torch.uint8)]), torch.zeros(8, dtype=torch.long))
+    found = find_landmarks(data, store=tmp_path/'l.npz')
+    assert found.points.shape==(8,68,2) and found.points.isfinite().all()
+    assert found.method[6:].tolist()==[METHODS.index('whole frame')]*2
+    eyes = found.points[:6][found.detected[:6],36:48].mean(1) - toys.landmarks[found.detected[:6].nonzero()[:,0],36:48].mean(1)
+    assert found.detected.sum()>=3 and eyes.norm(dim=-1).max()<4

@@ -1,7 +1,4 @@
 "Masks and other things that hide a part of the face: where they sit, what they leave alone, what is said when they cannot be placed"
-import builtins
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +7,9 @@ from PIL import Image
 from fer_perturb import masks
 from fer_perturb.cli import main
 from fer_perturb.data import USAGES, FERData
-from fer_perturb.landmarks import MEAN_FACE, METHODS, Landmarks, find_landmarks, mean_face_finder
 from fer_perturb.loaders import face_block
 from fer_perturb.masks import (MASKS, OCCLUSIONS, apply_homography, covered_share, eye_points, homography,
-                               image_numbers, key_points, mask_set, maskfer, occlude, occlude_images, place_mask,
+                               image_numbers, key_points, maskfer, occlude, occlude_images, place_mask,
                                write_kaggle)
 from fer_perturb.readers import load_faces, save_faces
 from fer_perturb.toyfaces import draw_faces
@@ -115,45 +111,6 @@ def test_faces_partly_outside_and_folded_faces_get_a_mask(toys):
     assert place_mask(folded).refit.all()
     covered = occlude_images(toys.images[:5], folded).covered
     assert covered_share(covered, toys.landmarks[:5])>.8
-
-def test_landmarks_are_found_once_and_a_stopped_run_goes_on(faces, tmp_path):
-    calls = []
-    def finder(image):
-        if len(calls)==50: raise KeyboardInterrupt
-        calls.append(1)
-        return mean_face_finder(image)
-    store = tmp_path/'cache'/'found.npz'
-    with pytest.raises(KeyboardInterrupt): find_landmarks(faces, finder, store, every=20)
-    kept = len(np.load(store)['digests'])
-    assert kept==40
-    calls.clear()
-    calls += [1]*100 # no more interrupts
-    found = find_landmarks(faces, finder, store, every=20)
-    assert len(calls)-100==len(faces)-kept
-    assert torch.allclose(found.points, MEAN_FACE.expand(len(faces), -1, -1), atol=1e-4)
-    find_landmarks(faces[torch.arange(len(faces)).flip(0)], finder, store)
-    assert len(calls)-100==len(faces)-kept
-    store.write_bytes(store.read_bytes()[:100])
-    assert len(find_landmarks(faces[:5], finder, store).points)==5
-    assert [f.name for f in store.parent.iterdir()]==['found.npz']
-
-def test_without_the_extra_the_mean_face_is_used_and_said_so(faces, monkeypatch, capsys):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name in ('dlib', 'face_recognition_models') else find_spec(name, *a))
-    found = find_landmarks(faces[:7])
-    assert (found.method==METHODS.index('mean face')).all() and 'fer_perturb[masks]' in repr(found)
-    masked = maskfer(faces[:7])
-    assert 'mean face' in capsys.readouterr().out and (masked.column('method')==2).all()
-
-def test_dlib_finds_drawn_faces_or_takes_the_frame(tmp_path):
-    pytest.importorskip('dlib')
-    toys = draw_faces(torch.full((6,), 6), seed=2)
-    data = FERData(torch.cat([toys.images, torch.full((2,48,48), 99, dtype=torch.uint8)]), torch.zeros(8, dtype=torch.long))
-    found = find_landmarks(data, store=tmp_path/'l.npz')
-    assert found.points.shape==(8,68,2) and found.points.isfinite().all()
-    assert found.method[6:].tolist()==[METHODS.index('whole frame')]*2
-    eyes = found.points[:6][found.detected[:6],36:48].mean(1) - toys.landmarks[found.detected[:6].nonzero()[:,0],36:48].mean(1)
-    assert found.detected.sum()>=3 and eyes.norm(dim=-1).max()<4
 
 def test_maskfer_keeps_everything_else(faces):
     masked = maskfer(faces, draw_faces(torch.arange(420)%7, seed=5).landmarks)
