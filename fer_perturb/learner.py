@@ -132,13 +132,14 @@ def _smoothed(loss, eps=0.1):
 @patch
 def fit_quick(self:Learner,
     n_epoch:int=10, # epochs
-    lr:float=0.06, # highest learning rate
+    lr:float=None, # highest learning rate; 0.06, or 0.003 for a network with attention, if None
     cbs:list=None, # further callbacks
 ):
-    "The quick recipe: SGD, one-cycle, smoothed labels; from ten epochs on, with `SmallFirst`. The learner keeps its own optimizer and loss"
+    "The quick recipe: one-cycle and smoothed labels, SGD or (where there are gates) AdamW; the learner keeps its own optimizer and loss"
     loss,opt_func,small = self.loss_func,self.opt_func,[SmallFirst()] if n_epoch>=10 else []
-    self.loss_func,self.opt_func,self.opt = _smoothed(loss),sgd,None
-    try: self.fit_one_cycle(n_epoch, lr, wd=5e-4, cbs=small + L(cbs))
+    quick,rate,wd = (adamw, 0.003, 0.01) if has_attention(self.model) else (sgd, 0.06, 5e-4)
+    self.loss_func,self.opt_func,self.opt = _smoothed(loss),quick,None
+    try: self.fit_one_cycle(n_epoch, lr or rate, wd=wd, cbs=small + L(cbs))
     finally: self.loss_func,self.opt_func,self.opt = loss,opt_func,None
 
 # %% ../nbs/42_learner.ipynb #de961dd2

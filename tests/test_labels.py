@@ -64,6 +64,17 @@ def test_labels_are_drawn_from_votes_in_training_only_and_restored(voted):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=Stop())
     assert torch.equal(voted.labels, before)
 
+def test_a_training_that_breaks_off_leaves_the_users_labels_and_the_next_one_starts_from_the_majority(voted):
+    before = voted.labels.clone()
+    class Break(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    learn = tiny_learner(voted, DrawLabels())
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=Break())
+    assert not torch.equal(learn.dls.train.data.labels, voted.part('Training').labels)
+    assert torch.equal(voted.labels, before)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4)
+    assert torch.equal(learn.dls.train.data.labels, voted.part('Training').labels) and torch.equal(voted.labels, before)
+
 def test_drawing_needs_votes(faces):
     learn = tiny_learner(faces, DrawLabels())
     with pytest.raises(ValueError, match='no votes'), learn.no_bar(), learn.no_logging(): learn.fit(1)

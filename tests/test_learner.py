@@ -3,7 +3,8 @@ import warnings
 
 import pytest
 import torch
-from fastai.vision.all import AvgMetric, Callback, DataLoader, DataLoaders, ImageDataLoaders, Resize, load_learner
+from fastai.vision.all import (Adam, AvgMetric, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, FocalLossFlat, ImageDataLoaders,
+                               Optimizer, Resize, load_learner)
 from PIL import Image
 from torch import nn
 from torchvision.transforms.v2.functional import ten_crop
@@ -11,8 +12,8 @@ from torchvision.transforms.v2.functional import ten_crop
 from fer_perturb.attention import AttendedStage, SpatialAttention
 from fer_perturb.augment import EraseRandom, FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.learner import (TenCrop, attention_learner, bfloat16_pays, face_learner, perturb_learner,
-                                 precision_callbacks)
+from fer_perturb.learner import (TenCrop, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks,
+                                 quick_augment, sgd)
 from fer_perturb.loaders import face_block
 from fer_perturb.perturb import Scheme, perturbations, schemes
 from fer_perturb.saliency import saliency_kinds
@@ -131,6 +132,37 @@ def test_fit_quick_begins_with_small_images_if_the_model_takes_them(faces, model
     learn = face_learner(face_block().dataloaders(faces, bs=64), model, cbs=Sizes())
     with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs)
     assert learn.sizes.seen=={epoch: {size} for epoch,size in enumerate(sizes)}
+
+class Recipe(Callback):
+    "What a training is done with, at its end"
+    order = 99
+    def after_fit(self): self.found = type(getattr(self.opt, 'opt', self.opt)).__name__,self.opt.hypers[0]['wd'],self.learn.loss_func.func.label_smoothing
+
+@pytest.mark.parametrize('kind, optimizer, decay', [('baseline', 'SGD', 5e-4), ('attention', 'AdamW', .01), ('frozen', 'SGD', 5e-4), ('self', 'AdamW', .01)])
+def test_fit_quick_brings_its_own_optimizer_and_loss_and_takes_them_away(faces, phase1, kind, optimizer, decay):
+    dls = face_block(batch_tfms=quick_augment()).dataloaders(faces, bs=32)
+    weight = torch.arange(1., 8.)
+    kwargs = dict(loss_func=CrossEntropyLossFlat(weight=weight), opt_func=Adam, wd=.3, cbs=Recipe())
+    learn = face_learner(dls, **kwargs) if kind=='baseline' else attention_learner(dls, **kwargs) if kind=='attention' else \
+        perturb_learner(dls, attention=phase1 if kind=='frozen' else 'self', **kwargs)
+    loss = learn.loss_func
+    with learn.no_bar(), learn.no_logging(): learn.fit_quick(1)
+    assert learn.recipe.found==(optimizer, decay, .1)
+    assert learn.loss_func is loss and loss.func.label_smoothing==0 and torch.equal(loss.func.weight.cpu(), weight)
+    assert learn.opt_func is Adam and learn.opt is None and learn.wd==.3
+    quiet_fit(learn)
+    assert type(learn.opt) is Optimizer
+
+def test_fit_quick_leaves_other_losses_alone_and_restores_after_an_error(faces):
+    dls = face_block().dataloaders(faces, bs=32)
+    class Stop(Callback):
+        def after_batch(self):
+            self.seen = self.learn.loss_func
+            raise KeyboardInterrupt
+    for loss,smoothed in ((FocalLossFlat(), False), (CrossEntropyLossFlat(label_smoothing=.3), False), (nn.CrossEntropyLoss(), True)):
+        learn = face_learner(dls, loss_func=loss, cbs=Stop())
+        with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit_quick(1, 1e-3)
+        assert (learn.stop.seen is not loss)==smoothed and learn.loss_func is loss and learn.opt_func is not sgd and learn.opt is None
 
 @pytest.mark.parametrize('kwargs, channels', [(dict(), 1), (dict(perturb='stack'), 4), (dict(perturb='views'), 1)])
 def test_fit_quick_hides_regions_before_it_shrinks(faces, phase1, kwargs, channels):

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from fer_perturb.data import EMOTIONS, USAGES
-from fer_perturb.readers import (cache_folder, download_fer2013, from_frame, from_parquet, known_split, load_faces, save_faces)
+from fer_perturb.readers import (cache_folder, download_fer2013, from_frame, from_parquet, known_split, load_faces, save_faces, write_beside)
 
 
 def png(image):
@@ -98,6 +99,18 @@ def test_saving_leaves_nothing_half_written(faces, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): save_faces(faces, target)
     assert target.read_text()=='precious'
     assert list(tmp_path.glob('*.part'))==[]
+
+def test_what_is_written_beside_appears_whole_or_not_at_all(tmp_path):
+    for make in (lambda part: part.write_text('new'), lambda part: (part/'a').mkdir(parents=True)):
+        with pytest.raises(KeyboardInterrupt), write_beside(tmp_path/'deep'/'target') as part:
+            make(part)
+            assert part.parent==tmp_path/'deep'
+            raise KeyboardInterrupt
+        assert list((tmp_path/'deep').iterdir())==[]
+        with write_beside(tmp_path/'deep'/'target') as part: make(part)
+        target, = (tmp_path/'deep').iterdir()
+        assert target.name=='target' and (target.is_dir() or target.read_text()=='new')
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
 
 def test_saved_faces_come_back(faces, tmp_path):
     save_faces(faces, tmp_path/'faces.npz')
