@@ -13,7 +13,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test bench check prepare readme docs need-quarto clean
+.PHONY: help install demo test bench check pages alone prepare readme docs need-quarto clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -50,14 +50,21 @@ BENCH_OPTIONS = $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(DATA)
 bench: $(BENCH_STAMP) ## compare with what others use, about 10 minutes; options: ONLY= QUICK=1 DATA= OUT= PROFILE=1
 	$(BIN)/python -m benchmarks.run $(strip $(BENCH_OPTIONS))
 
-check: $(STAMP) ## compare modules and README with the notebooks, look for missing docments, imports that run upwards, files that must not be public
-	@failed=0; VENV=$(VENV) .ci/check_sync || failed=1; \
-	for name in files docments floors; do $(BIN)/python .ci/check_$$name.py || failed=1; done; exit $$failed
+check: $(STAMP) ## compare modules and README with the notebooks, follow the pages' links, look for docments, imports that run upwards, unfit files
+	@failed=0; $(BIN)/python .ci/pages.py --check || failed=1; VENV=$(VENV) .ci/check_sync || failed=1; \
+	for name in files docments floors docs; do $(BIN)/python .ci/check_$$name.py || failed=1; done; exit $$failed
+
+pages: $(STAMP) ## write each notebook's badges, install cell, last cell and link to the next page
+	@$(BIN)/python .ci/pages.py
+
+alone: $(STAMP) ## run every notebook alone in an empty folder, as if nbdev were missing
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/alone.py --workers $(WORKERS)
 
 readme: $(STAMP) ## write README.md from nbs/index.ipynb
 	@$(BIN)/python .ci/readme.py
 
 prepare: $(STAMP) ## before a commit: export, run and save notebooks, clean them, write README.md, test, check
+	@$(BIN)/python .ci/pages.py
 	$(BIN)/nbdev-export
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --save
 	$(BIN)/nbdev-clean
