@@ -1,0 +1,86 @@
+"""What is delivered, tried in a fresh environment: `wheel` and `sdist` install what is built and run the README's Python lines; `sdist` then
+runs the tests of the unpacked archive, and `minima` does so with the oldest versions that settings.ini allows. Needs git and the network."""
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+from configparser import ConfigParser
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+
+def run(*args, **options):
+    "Run a command, say it first; leaves with a sentence if it fails"
+    print('+', *(Path(a).name if isinstance(a, Path) else a for a in args), flush=True)
+    code = subprocess.run([str(a) for a in args], **options).returncode
+    if code: sys.exit(f'this failed with status {code}: {" ".join(map(str, args))}')
+
+def clean_copy(to):
+    "All files that git would have; leftovers of earlier builds could end up in a new one"
+    out = subprocess.run(['git', 'ls-files', '-zco', '--exclude-standard'], cwd=root, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, out.split('\0')):
+        if not (root/name).is_file(): continue
+        (to/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root/name, to/name, follow_symlinks=False)
+
+def settings():
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+def minima(*extras):
+    "The lowest version of each requirement, as pip takes it"
+    wanted = ' '.join([settings()['requirements'], *(settings()[f'{extra}_requirements'] for extra in extras)]).split()
+    return list(dict.fromkeys(w.replace('>=', '==') for w in wanted))
+
+def torch_first(what):
+    "torch and torchvision go in first, so that nothing else decides about their version"
+    lines = minima() if what=='minima' else (root/'constraints.txt').read_text(encoding='utf-8').splitlines()
+    return [line for line in lines if re.match(r'torch(vision)?==', line)]
+
+def readme_lines():
+    "The Python code of README.md"
+    return '\n'.join(re.findall(r'^```python\n(.*?)^```', (root/'README.md').read_text(encoding='utf-8'), flags=re.M|re.S))
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('what', choices=['wheel', 'sdist', 'minima', 'print'], help='print: show the oldest versions and do nothing')
+    parser.add_argument('--folder', type=Path, help='where to work, kept afterwards (default: a temporary folder)')
+    options = parser.parse_args()
+    if options.what=='print': return print(*minima('dev', 'masks'), sep='\n')
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = (options.folder or Path(tmp)).resolve()
+        source,env,dist,empty = (tmp/name for name in ('source', 'env', 'dist', 'empty'))
+        for folder in (source, dist, empty): folder.mkdir(parents=True, exist_ok=True)
+        clean_copy(source)
+        venv.create(env, with_pip=True)
+        python,bin = env/'bin'/'python',env/'bin'
+        pip = python,'-m','pip','install','-q','--disable-pip-version-check'
+        run(*pip, *torch_first(options.what))
+        run(*pip, 'setuptools>=77')
+        run(python, '-c', f'from setuptools import build_meta; build_meta.build_sdist({str(dist)!r})', cwd=source, stdout=subprocess.DEVNULL)
+        sdist, = dist.glob('*.tar.gz')
+        clean = {k: v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+        clean['PATH'] = os.pathsep.join([str(bin), clean['PATH']])
+        if options.what=='minima': run(*pip, *minima('dev', 'masks'), sdist, env=clean)
+        else:
+            run(python, '-m', 'pip', 'wheel', '-q', '--disable-pip-version-check', '--no-deps', '-w', dist, sdist, env=clean)
+            wheel, = dist.glob('*.whl')
+            run(*pip, wheel if options.what=='wheel' else sdist, env=clean)
+        for command in ([bin/'fer-perturb'], [python, '-m', 'fer_perturb']): run(*command, '--help', cwd=empty, env=clean, stdout=subprocess.DEVNULL)
+        (empty/'lines.py').write_text(readme_lines(), encoding='utf-8')
+        run(python, 'lines.py', cwd=empty, env=clean)
+        if options.what!='wheel':
+            with tarfile.open(sdist) as archive: archive.extractall(tmp, filter='data')
+            unpacked = tmp/sdist.name.removesuffix('.tar.gz')
+            if options.what=='sdist': run(*pip, f'{sdist}[dev]', env=clean)
+            run(python, '-m', 'pytest', '-q', cwd=unpacked, env=clean)
+            run(bin/'nbdev-test', '--n-workers', '2', cwd=unpacked, env=clean | dict(OMP_NUM_THREADS='1'))
+        print(f'{options.what}: works')
+
+if __name__=='__main__': main()
