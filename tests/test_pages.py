@@ -70,6 +70,8 @@ def test_badges_only_with_an_address(script, repo):
     set_url(repo, 'https://example.org/faces') # neither site opens notebooks from there
     refresh(pages, repo)
     assert not any('badge' in s for page in repo.rglob('*.ipynb') for s in sources(page)) and 'git+https://example.org/faces' in sources(repo/'nbs'/'10_data.ipynb')[1]
+    (repo/'pyproject.toml').write_text('[project.urls]\nRepository = "https://example.org/other"\n')
+    with pytest.raises(ValueError, match='one of them is wrong'): refresh(pages, repo)
     set_url(repo, 'git@github.com:someone/faces')
     with pytest.raises(ValueError, match='https://'): refresh(pages, repo)
 
