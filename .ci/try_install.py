@@ -56,13 +56,16 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         tmp = (options.folder or Path(tmp)).resolve()
         source,env,dist,empty = (tmp/name for name in ('source', 'env', 'dist', 'empty'))
-        for folder in (source, dist, empty): folder.mkdir(parents=True, exist_ok=True)
+        for folder in (source, dist, empty):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         clean_copy(source)
         venv.create(env, with_pip=True)
         python,bin = env/'bin'/'python',env/'bin'
         pip = python,'-m','pip','install','-q','--disable-pip-version-check'
         run(*pip, *torch_first(options.what))
         run(*pip, 'setuptools>=77')
+        run(python, '-m', 'pip', 'uninstall', '-q', '-y', 'fer_perturb', stderr=subprocess.DEVNULL) # where the folder is used again
         run(python, '-c', f'from setuptools import build_meta; build_meta.build_sdist({str(dist)!r})', cwd=source, stdout=subprocess.DEVNULL)
         sdist, = dist.glob('*.tar.gz')
         clean = {k: v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
@@ -74,7 +77,7 @@ def main():
             run(*pip, wheel if options.what=='wheel' else sdist, env=clean)
         for command in ([bin/'fer-perturb'], [python, '-m', 'fer_perturb']): run(*command, '--help', cwd=empty, env=clean, stdout=subprocess.DEVNULL)
         (empty/'lines.py').write_text(readme_lines(), encoding='utf-8')
-        run(python, 'lines.py', cwd=empty, env=clean)
+        run(python, 'lines.py', cwd=empty, env=clean, stdout=subprocess.DEVNULL) # hundreds of steps of progress bars
         if options.what!='wheel':
             with tarfile.open(sdist) as archive: archive.extractall(tmp, filter='data')
             unpacked = tmp/sdist.name.removesuffix('.tar.gz')
