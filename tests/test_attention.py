@@ -171,8 +171,9 @@ def test_a_dry_pass_changes_no_statistics():
     after = {k.replace('.stage.', '.'): v for k,v in model.state_dict().items() if '.attention.' not in k}
     assert before.keys()==after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
-@pytest.mark.parametrize('arch,reason', [('vit_tiny_patch16_224', 'no map'), ('levit_128s', 'no map'), ('crossvit_tiny_240', 'runs 2 times'), ('coat_lite_tiny', 'runs 0 times'),
-                                         ('twins_svt_small', 'does not report its stages')])
+@pytest.mark.parametrize('arch,reason', [('vit_tiny_patch16_224', 'no map'), ('levit_128s', 'no map'), ('twins_svt_small', 'does not report its stages'),
+                                         # older versions of timm do not report the stages of these two
+                                         ('crossvit_tiny_240', 'runs 2 times|does not report its stages'), ('coat_lite_tiny', 'runs 0 times|does not report its stages')])
 def test_refused_with_a_reason(arch, reason):
     model = timm.create_model(arch)
     with pytest.raises(ValueError, match=reason): add_attention(model)

@@ -16,7 +16,12 @@ from fer_perturb.perturb import Clusterer, ReclusterCallback, cluster_views, dro
 
 @pytest.fixture
 def pretended():
-    with FakeTensorMode(allow_non_fake_inputs=False): yield 'cuda'
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        try: torch.rand(1, device='cuda')[:1]
+        except RuntimeError as e: # torch 2.5 with CUDA, on a machine without its driver
+            if 'CUDA driver' not in str(e): raise
+            pytest.skip('this torch asks the CUDA driver even for a pretended GPU')
+        yield 'cuda'
 
 @pytest.fixture
 def images(pretended): return torch.rand(16, 1, 48, 48, device=pretended)
