@@ -19,7 +19,7 @@ from .evaluate import accuracy_change, class_table, plot_confusion, predict_face
 from .interpret import show_scheme
 from .kmeans import SPATIAL_WEIGHT
 from .landmarks import add_landmarks, centre_prior, landmark_share, salient_pixels
-from .learner import attention_learner, face_learner, perturb_learner, quick_augment
+from .learner import adamw, attention_learner, face_learner, perturb_learner, quick_augment
 from .loaders import face_block
 from .quality import twin_elsewhere
 from .readers import load_faces, write_beside
@@ -53,10 +53,10 @@ def _save(figure, path):
     with write_beside(path) as part: figure.savefig(part, dpi=120, bbox_inches='tight', format='png')
     plt.close(figure)
 
-def _train(name, learn, epochs):
+def _train(name, learn, epochs, opt_func=None):
     print(f'\n{name}: {epochs} epochs of {len(learn.dls.train_ds):,} images', flush=True)
     start = time.perf_counter()
-    learn.fit_quick(epochs)
+    learn.fit_quick(epochs, opt_func=opt_func)
     print(f'{name}: {(time.perf_counter()-start)/60:.1f} minutes', flush=True)
     return learn
 
@@ -80,11 +80,12 @@ def demo(
     set_seed(seed)
     augment = [FaceAugment(max_rotate=0, max_zoom=1, max_shift=0, max_lighting=0)] if toys else quick_augment()
     dls = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=augment).dataloaders(faces, bs=min(32 if toys else 64, len(faces.part('Training'))))
+    opt_func = adamw if toys else None
     out.mkdir(parents=True, exist_ok=True)
 
-    baseline = _train('Baseline', face_learner(dls, arch), 2*epochs)
-    phase1 = _train('Attention classifier', attention_learner(dls, arch), epochs)
-    predictor = _train('Predictor', perturb_learner(dls, arch, attention=phase1), epochs)
+    baseline = _train('Baseline', face_learner(dls, arch), 2*epochs, opt_func)
+    phase1 = _train('Attention classifier', attention_learner(dls, arch), epochs, opt_func)
+    predictor = _train('Predictor', perturb_learner(dls, arch, attention=phase1), epochs, opt_func)
 
     result = {}
     print('\nThe shared centroids, (column, row) in pixels, from left to right:', *centroid_pixels(predictor, faces.images.shape[-1]))

@@ -132,15 +132,17 @@ def _smoothed(loss, eps=0.1):
 @patch
 def fit_quick(self:Learner,
     n_epoch:int=10, # epochs
-    lr:float=None, # highest learning rate; 0.06, or 0.003 for a network with attention, if None
+    lr:float=None, # highest learning rate; 0.06 for SGD, 0.003 for others, if None
     cbs:list=None, # further callbacks
+    opt_func=None, # `sgd` or `adamw`; AdamW for a network with attention, SGD for others, if None
 ):
-    "The quick recipe: one-cycle and smoothed labels, SGD or (where there are gates) AdamW; the learner keeps its own optimizer and loss"
-    loss,opt_func,small = self.loss_func,self.opt_func,[SmallFirst()] if n_epoch>=10 else []
-    quick,rate,wd = (adamw, 0.003, 0.01) if has_attention(self.model) else (sgd, 0.06, 5e-4)
-    self.loss_func,self.opt_func,self.opt = _smoothed(loss),quick,None
+    "The quick recipe: one-cycle, smoothed labels, a fitting optimizer; the learner keeps its own optimizer and loss"
+    own_loss,own_opt_func,small = self.loss_func,self.opt_func,[SmallFirst()] if n_epoch>=10 else []
+    opt_func = opt_func or (adamw if has_attention(self.model) else sgd)
+    rate,wd = (0.06, 5e-4) if opt_func is sgd else (0.003, 0.01)
+    self.loss_func,self.opt_func,self.opt = _smoothed(own_loss),opt_func,None
     try: self.fit_one_cycle(n_epoch, lr or rate, wd=wd, cbs=small + L(cbs))
-    finally: self.loss_func,self.opt_func,self.opt = loss,opt_func,None
+    finally: self.loss_func,self.opt_func,self.opt = own_loss,own_opt_func,None
 
 # %% ../nbs/42_learner.ipynb #de961dd2
 @delegates(face_learner, keep=True)
