@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['map_sources', 'regions', 'fills', 'chances', 'forms', 'sources', 'Batch', 'pick_clusters', 'move_maps',
            'square_patch', 'frame_third', 'unattended', 'pixel_noise', 'hit', 'half_of', 'hide', 'erase', 'paste',
-           'cutmix', 'cutmix_region', 'mixup', 'Form', 'hidden_share', 'SoftCrossEntropy', 'DoubleBatch', 'find_form',
-           'FormCallback']
+           'cutmix', 'cutmix_region', 'mixup', 'Form', 'leave', 'erase_and_hide', 'hidden_share', 'SoftCrossEntropy',
+           'DoubleBatch', 'find_form', 'FormCallback']
 
 # %% ../nbs/39_forms.ipynb #5c96cf75
 import math
@@ -227,9 +227,21 @@ class Form:
 
 def _hide(text, maps=True, **kwargs): return Form(partial(hide, **kwargs), text, maps)
 
-# %% ../nbs/39_forms.ipynb #ee92d046
+# %% ../nbs/39_forms.ipynb #3dffe127
+def leave(
+    batch:Batch, # stays as it is
+):
+    "Change nothing"
+
+def erase_and_hide(
+    batch:Batch, # its images are replaced
+):
+    "Both"
+    erase(batch)
+    hide(batch)
+
 forms = dict(
-    plain=Form(lambda batch: None, 'nothing is hidden', maps=False),
+    plain=Form(leave, 'nothing is hidden', maps=False),
     erase=Form(erase, 'random erasing', maps=False),
     own=_hide("hide a cluster of the face's own map"),
     foreign=_hide("hide a cluster of another face's map", where='foreign'),
@@ -239,7 +251,7 @@ forms = dict(
     thirds=_hide('hide a third of the frame', False, where='thirds'),
     opposite=_hide('hide only what the own map does not attend to', where='opposite'),
     keep=_hide('show only a cluster of the own map', where='rest'),
-    erase_own=Form(lambda batch: (erase(batch), hide(batch)), 'random erasing, then own'))
+    erase_own=Form(erase_and_hide, 'random erasing, then own'))
 
 # %% ../nbs/39_forms.ipynb #3ba9d7f0
 sources = ('own', 'foreign', 'patch')
@@ -249,7 +261,7 @@ forms |= {f'{w}_half': _hide(f'{w}, half a cluster', where=w, half=True) for w i
 forms |= {f'{w}_{fill}': _hide(f'{w}, filled with {fill}', where=w, fill=fill) for w in sources for fill in fills if fill!='gray'}
 forms |= {f'region{i}': _hide(f'hide region {i}', where=f'region{i}') for i in range(1, 5)}
 
-# %% ../nbs/39_forms.ipynb #a33aa462
+# %% ../nbs/39_forms.ipynb #f65d6e9e
 def _mix(apply, text, maps=True): return Form(apply, text, maps, mixes=True)
 
 forms |= dict(cutmix=_mix(cutmix, 'a rectangle of another face, label mixed', False), mixup=_mix(mixup, 'two faces mixed, labels mixed', False))
@@ -257,7 +269,7 @@ forms |= {f'cutmix_{s}{suffix}': _mix(partial(cutmix_region, source=s, label=lab
           for s,whose in dict(own="the pasted face's", foreign="a third face's").items()
           for suffix,label in {'': 'attention', '_area': 'area'}.items()}
 forms |= {f'mixup_{w}': _mix(partial(mixup, then=partial(hide, where=w)), f'{w}, then mixup') for w in sources}
-forms['twice_plain'] = Form(lambda batch: None, 'the whole image twice, answers alike', maps=False, twice=True)
+forms['twice_plain'] = Form(leave, 'the whole image twice, answers alike', maps=False, twice=True)
 forms |= {f'twice_{w}': Form(partial(hide, where=w, p=1.), f'whole and {w}, answers alike', twice=True) for w in sources}
 
 # %% ../nbs/39_forms.ipynb #3a6c1528
@@ -304,7 +316,7 @@ def find_form(
     if form not in forms: raise ValueError(f'no form is called {form!r}: choose one of {", ".join(forms)}')
     return forms[form]
 
-# %% ../nbs/39_forms.ipynb #93c95702
+# %% ../nbs/39_forms.ipynb #a6026868
 class FormCallback(Callback):
     "Put every training batch through a form"
     order = MixedPrecision.order-1 # the precision callback wraps the forward pass of what is changed here
@@ -313,21 +325,31 @@ class FormCallback(Callback):
         n_clusters:int=3, # k, of the maps that the loaders serve
     ):
         self.form,self.k = find_form(form),n_clusters
-    def changed(self, images, maps, labels=None):
-        "A batch after the form"
+    def changed(self,
+        images:Tensor, # (b,c,h,w) in [0,1]
+        maps:Tensor, # (b,h,w) uint8, or None
+        labels:Tensor=None, # (b,) int64, for forms that mix
+    )->Batch: # after the form
+        "What the form makes of a batch"
         targets = F.one_hot(labels.as_subclass(Tensor), self.dls.c).to(images.dtype) if self.form.mixes else None
-        batch = Batch(images.as_subclass(Tensor), maps, targets, self.k, self.pct_train)
+        batch = Batch(images.as_subclass(Tensor), maps, targets, self.k, getattr(self.learn, 'pct_train', 0.))
         self.form.apply(batch)
         return batch
+    def maps_of(self,
+        images:Tensor, # (b,c,h,w)
+        served:list, # what the loaders serve beside the images
+    )->Tensor: # (b,h,w) uint8, or None
+        "The maps of a batch"
+        return served[0].as_subclass(Tensor).byte() if served else None
 
-# %% ../nbs/39_forms.ipynb #1c1d06fb
+# %% ../nbs/39_forms.ipynb #6033641b
 @patch
 def before_batch(self:FormCallback):
     "Images alone for the network; in training after the form"
     images,*maps = self.xb
     self.learn.xb = (images,)
     if not self.training: return
-    maps = maps[0].as_subclass(Tensor).byte() if maps else None
+    maps = self.maps_of(images, maps)
     if self.form.twice:
         whole,view = images.as_subclass(Tensor).chunk(2)
         images = torch.cat([whole, self.changed(view, maps if maps is None else maps.chunk(2)[1]).images])
