@@ -157,12 +157,12 @@ class Checkpoint(Callback):
         self.path,self.resume,self.stop = Path(path),resume,stop
         self.start,self.stopped,self.resting = 0,False,[]
 
-# %% ../nbs/33_checkpoint.ipynb #1b2ea545
+# %% ../nbs/33_checkpoint.ipynb #279f92b5
 @patch
 def before_fit(self:Checkpoint):
     "Put the state back, if there is one"
     self.start,self.stopped,self.resting = 0,False,[]
-    if hasattr(self.learn, 'lr_finder'): self.run = False; return
+    if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): self.run = False; return
     state = read_checkpoint(self.path) if self.resume else None
     if state is None: return
     if state['n_epoch']!=self.n_epoch:
@@ -172,7 +172,7 @@ def before_fit(self:Checkpoint):
     self.resting = [cb for cb in self.learn.cbs if cb.run and cb is not self]
     for cb in self.resting: cb.run = False
 
-# %% ../nbs/33_checkpoint.ipynb #3964d5c6
+# %% ../nbs/33_checkpoint.ipynb #684d299b
 @patch
 def before_epoch(self:Checkpoint):
     "Skip what is done"
@@ -183,8 +183,9 @@ def after_epoch(self:Checkpoint):
     "Wake the others, or keep the epoch that has just ended"
     if self.epoch+1==self.start:
         for cb in self.resting: cb.run = True
-    if self.epoch>=self.start: write_checkpoint(self.path, training_state(self.learn))
-    if self.stop and self.epoch+1>=self.start and self.epoch+1<self.n_epoch and self.stop():
+    if self.epoch<self.start: return
+    write_checkpoint(self.path, training_state(self.learn))
+    if self.stop and self.epoch+1<self.n_epoch and self.stop():
         self.stopped = True
         raise CancelFitException
 

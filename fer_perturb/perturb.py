@@ -220,7 +220,7 @@ class ReclusterCallback(FormCallback):
         if self.own: self.clusterer.model = self.learn.model
     def before_epoch(self):
         data = getattr(self.dls.train, 'data', None)
-        if not hasattr(self.learn, 'n_epoch') or not isinstance(data, FERData) or self.epoch%self.every: return
+        if hasattr(self.learn, 'gather_preds') or not isinstance(data, FERData) or self.epoch%self.every: return
         images,clusterer = data.images[:,None],self.clusterer
         version = self._model_version()
         if self.saliency is None or version!=self.version: self.saliency,self.version = clusterer.saliency_of(images, self._progress),version
