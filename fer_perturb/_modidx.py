@@ -258,6 +258,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._save': ('experiments.html#_save', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._scores': ('experiments.html#_scores', 'fer_perturb/experiments.py'),
+                                         'fer_perturb.experiments._self': ('experiments.html#_self', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._sheet': ('experiments.html#_sheet', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._train': ('experiments.html#_train', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._train_claimed': ( 'experiments.html#_train_claimed',

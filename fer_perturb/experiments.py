@@ -13,12 +13,11 @@ __all__ = ['map_fields', 'same', 'core', 'more', 'quarter', 'toys', 'grids', 'la
            'run_grid', 'ray_runs', 'show_runs', 'show_table', 'save_figure', 'attention_report', 'centroid_pixels',
            'demo']
 
-# %% ../nbs/52_experiments.ipynb #9869df79
+# %% ../nbs/52_experiments.ipynb #74b41885
 import hashlib, json, os, platform, signal, sys, time, traceback
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,30 +27,30 @@ import pandas as pd
 import torch
 from fastai.vision.all import Callback, Learner, set_seed
 from fastcore.all import patch
+from fastprogress import fastprogress
 from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
 from .augment import FaceAugment
 from .backbones import create_backbone
-from .checkpoint import Checkpoint, Claim, folder_lock, read_checkpoint
+from .checkpoint import Checkpoint, Claim, folder_lock
 from .data import USAGES, FERData, show_faces
-from .evaluate import accuracy_change, class_accuracy, class_table, correct, occlusion_table, plot_confusion
-from .evaluate import predict_faces, predicted, macro_f1, scores, seed_change, summary_table
+from .evaluate import accuracy_change, class_table, correct, occlusion_table, plot_confusion
+from .evaluate import predict_faces, scores, seed_change, summary_table
 from .forms import DoubleBatch, FormCallback, forms, hidden_share
 from .interpret import input_saliency, show_scheme
 from .kmeans import SPATIAL_WEIGHT
 from .landmarks import add_landmarks, centre_prior, find_landmarks, landmark_groups, landmark_share, salient_pixels
-from .learner import BFloat16, attention_learner, bfloat16_pays, face_learner, perturb_learner, quick_augment
+from .learner import BFloat16, adamw, attention_learner, bfloat16_pays, face_learner, perturb_learner, quick_augment, sgd
 from .loaders import face_block
 from .masks import occlude
 from .perturb import perturbations, with_clusters
 from .quality import twin_elsewhere
 from .readers import cache_folder, load_faces, read_faces, save_faces, write_beside
-from .saliency import saliency_maps
 from .toyfaces import draw_faces, toy_faces
 
-# %% ../nbs/52_experiments.ipynb #7a6ec967
+# %% ../nbs/52_experiments.ipynb #a5fd5fa5
 @dataclass(frozen=True)
 class Run:
     "The settings of one training"
@@ -62,6 +61,7 @@ class Run:
     arch: str = 'slim_resnet18'    # backbone, or 'backbone:stem_stride'
     faces: str = 'fer2013'         # or 'toy 700': as many toy faces
     recipe: str = 'quick'          # 'quick' or 'paper'
+    optimizer: str = 'sgd'         # of the quick recipe: 'sgd' or 'adamw'
     lr: float = 0.                 # highest learning rate; 0 for the recipe's own
     bs: int = 64                   # images in a batch
     augment: str = 'quick'         # 'quick', 'mirror' or 'none'
@@ -98,13 +98,13 @@ def name(self:Run)->str: # ten characters
     "A hash of the settings"
     return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
 
-# %% ../nbs/52_experiments.ipynb #042b5bde
+# %% ../nbs/52_experiments.ipynb #35ccdc7a
 @patch(as_prop=True)
 def phase1(self:Run): # the run of the frozen attention network; None if there is none
     "What has to be trained before"
     if not self.needs_maps or self.maps!='frozen': return None
     return Run(seed=self.seed, part=self.part, epochs=self.phase1_epochs, arch=self.arch, faces=self.faces, recipe=self.recipe, bs=self.bs,
-               augment=self.augment, attend=True)
+               augment=self.augment, optimizer='adamw', attend=True) # gates start late with SGD
 
 @patch(as_prop=True)
 def views(self:Run)->int: # 2 for a form that shows each image twice
@@ -117,8 +117,8 @@ def cost(self:Run)->int: # epochs of its own, times views, and those of phase 1
     "Epochs in all"
     return self.epochs*self.views + (self.phase1.epochs if self.phase1 else 0)
 
-# %% ../nbs/52_experiments.ipynb #39f655dd
-same = ('part', 'epochs', 'arch', 'faces', 'recipe', 'lr', 'bs', 'augment')
+# %% ../nbs/52_experiments.ipynb #825fd07c
+same = ('part', 'epochs', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment')
 
 def check_fair(
     runs:list, # of `Run`, to be compared with each other
@@ -142,7 +142,7 @@ more = ('foreign_moved cutmix cutmix_own cutmix_foreign mixup mixup_own mixup_fo
         'own_p25 own_p75 own_rise foreign_p25 foreign_p75 foreign_rise patch_p75 twice_plain twice_own twice_foreign views stack')
 quarter = dict(part=.25, epochs=30)
 
-# %% ../nbs/52_experiments.ipynb #8ef5dc69
+# %% ../nbs/52_experiments.ipynb #b913a8ce
 def _clusters():
     "Figure 5: the number of clusters, for own and foreign maps"
     return [Run(form, seed, n_clusters=n, **quarter) for seed in range(3) for n in range(1, 9) for form in ('own', 'foreign')]
@@ -150,21 +150,25 @@ def _clusters():
 def _parts():
     "The parts of the scheme, one changed at a time"
     changes = [dict(keep=k) for k in (.15, .5, 1.)] + [dict(saliency=s) for s in ('energy', 'gates')]
-    changes += [dict(feature='attention'), dict(refine=0), dict(one_map=True)] + [dict(maps=m) for m in ('self', 'random', 'centre', 'landmarks')]
+    changes += [dict(feature='attention'), dict(refine=0), dict(one_map=True)] + [dict(maps=m) for m in ('random', 'centre', 'landmarks')]
     return [Run(form, seed, **quarter, **c) for seed in range(3) for c in changes for form in ('own', 'foreign')]
 
 def _backbones(names=('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')):
     "Tables 1, 2 and 3: all networks, baseline and P; the baseline gets the epochs of phase 1, too"
     return [Run(form, epochs=8, phase1_epochs=4, arch=a, probabilities=True) for a in names for form in ('plain', 'own', 'foreign')]
 
-toys = dict(faces='toy 210', part=1., epochs=2, arch='test_resnet', bs=32, augment='mirror', phase1_epochs=1)
+def _self():
+    "The learner's own attention: all have gates, and an optimizer that gets them going"
+    return [Run(form, seed, maps='self', attend=form=='plain', optimizer='adamw', **quarter) for seed in range(3) for form in ('plain', 'own', 'foreign')]
 
-# %% ../nbs/52_experiments.ipynb #3ac30c54
+toys = dict(faces='toy 210', epochs=3, arch='test_resnet', optimizer='adamw', bs=16, augment='mirror', phase1_epochs=2)
+
+# %% ../nbs/52_experiments.ipynb #dbd49fd9
 grids = dict(
     toy=lambda: seeded('plain own foreign cutmix', 2, **toys),
     forms=lambda: seeded(core, **quarter) + seeded(more, **quarter),
     main=lambda: seeded('plain foreign own patch', epochs=40),
-    clusters=_clusters, parts=_parts, backbones=_backbones,
+    clusters=_clusters, parts=_parts, self=_self, backbones=_backbones,
     fills=lambda: seeded(' '.join(f'{w}_{f}' for w in ('own', 'foreign') for f in ('mean', 'noise', 'blur', 'face', 'black')), **quarter),
     tenth=lambda: seeded(core, part=.1, epochs=30))
 
@@ -534,7 +538,7 @@ def attention_network(
     learn.model.load_state_dict(torch.load(place.work(run)/'network.pt', weights_only=True))
     return learn.model.eval().requires_grad_(False)
 
-# %% ../nbs/52_experiments.ipynb #e17eccba
+# %% ../nbs/52_experiments.ipynb #2a72be06
 def train_run(
     run:Run, # settings
     material:Material, # faces
@@ -551,8 +555,9 @@ def train_run(
     _precision(learn, setup)
     report = Report(run_title(run), folder/'progress.json', line, live)
     checkpoint = Checkpoint(folder/'checkpoint.pt', stop=stop)
-    fit = dict(quick=learn.fit_quick, paper=learn.fit_paper)[run.recipe]
-    with learn.no_bar(), learn.no_logging(): fit(run.epochs, **(dict(lr=run.lr) if run.lr else {}), cbs=[report, checkpoint])
+    quick = partial(learn.fit_quick, lr=run.lr or None, opt_func=dict(sgd=sgd, adamw=adamw)[run.optimizer])
+    fit = dict(quick=quick, paper=partial(learn.fit_paper, lr=run.lr or 0.01))[run.recipe]
+    with learn.no_bar(), learn.no_logging(): fit(run.epochs, cbs=[report, checkpoint])
     if checkpoint.stopped: return False
     curve = [dict(zip(('train_loss', 'valid_loss', 'accuracy', 'macro_f1'), map(float, v))) for v in learn.recorder.values]
     write_results(run, learn, material, place, setup | dict(minutes=round(report.seconds/60, 3), curve=curve))
@@ -986,7 +991,7 @@ def start_workers(
     for w in workers: w.join()
     return sum(abs(w.exitcode) for w in workers)
 
-# %% ../nbs/52_experiments.ipynb #24d42aa3
+# %% ../nbs/52_experiments.ipynb #36f354e0
 def _live(text): print(f'\r\x1b[2K{text}', end='', flush=True)
 def _above(text): print(f'\r\x1b[2K{text}', flush=True)
 
@@ -1006,6 +1011,7 @@ def run_grid(
     "Train what is left of a grid"
     runs,place,options = find_grid(grid),Place(Path(results), folder),dict(data=data, reference=reference, landmarks=landmarks)
     device,live = device and torch.device(device),sys.stdout.isatty() and jobs==1
+    fastprogress.NO_BAR = not live # a log is no place for bars
     for faces in {r.faces for r in runs if not place.finished(r)}: first = find_material(faces, **options) # mistakes show at once
     with Stop(hours, _flushed) as stop:
         if ray: failed = ray_runs(runs, options, place)
