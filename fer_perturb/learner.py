@@ -23,6 +23,7 @@ from .attention import add_attention, has_attention
 from .augment import EraseRandom, FaceAugment
 from .backbones import create_backbone, stage_outputs
 from .data import FERData
+from .forms import SoftCrossEntropy
 from .perturb import Clusterer, ReclusterCallback, Scheme, schemes, with_clusters
 
 # %% ../nbs/42_learner.ipynb #5b3fb52b
@@ -72,7 +73,7 @@ def face_learner(
     "A plain classifier: the baseline of all comparisons"
     if getattr(dls, 'c', None) in (None, 0): raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
     if isinstance(arch, str): arch = create_backbone(arch, n_out=dls.c, n_in=n_in or dls.one_batch()[0].shape[1], pretrained=pretrained)
-    kwargs = dict(loss_func=CrossEntropyLossFlat(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')]) | kwargs
+    kwargs = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')]) | kwargs
     return Learner(dls, arch, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **kwargs)
 
 # %% ../nbs/42_learner.ipynb #d7d7c3d8
@@ -91,6 +92,10 @@ class LowerOnPlateau(TrackerCallback):
     def after_epoch(self):
         super().after_epoch()
         self.scheduler.step(self.recorder.values[-1][self.idx])
+    def get_state(self): return super().get_state() | dict(scheduler=self.scheduler.state_dict())
+    def set_state(self, state):
+        self.scheduler.load_state_dict(state['scheduler'])
+        super().set_state({name: value for name,value in state.items() if name!='scheduler'})
 
 @patch
 def fit_paper(self:Learner,
@@ -106,6 +111,8 @@ class SmallFirst(Callback):
     "Train on images of three quarters of their side in the first 40 % of the epochs, if the model takes them"
     order,run_valid = ReclusterCallback.order+0.5,False # regions are hidden at full size
     def before_fit(self): self.takes = None
+    def get_state(self): return dict(takes=self.takes)
+    def set_state(self, state): self.takes = state['takes']
     def before_batch(self):
         if self.epoch>=0.4*self.n_epoch or self.takes is False: return
         images = self.xb[0].as_subclass(Tensor)
@@ -163,7 +170,7 @@ def _attention_model(attention):
     model = attention.model if isinstance(attention, Learner) else attention
     if not isinstance(model, nn.Module):
         raise ValueError(f"attention is {attention!r}: give an attention_learner, a model with attention, or 'self'")
-    if not has_attention(model):
+    if not has_attention(model) and not hasattr(model, 'saliency_maps'):
         raise ValueError('the attention model has no attention: train one with attention_learner')
     return model
 
