@@ -1,0 +1,182 @@
+"""What a GPU is good for, part by part: `bash benchmarks/gpu.sh DATA OUT` runs all of them, each with its own time limit
+
+Each part writes OUT/PART.json as soon as it knows something. Where there is no GPU, or with --dry, all parts run small on the CPU: that proves
+that they run, and measures nothing."""
+import argparse
+import json
+import re
+import sys
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fer_perturb.attention import add_attention
+from fer_perturb.augment import FaceAugment
+from fer_perturb.backbones import create_backbone
+from fer_perturb.evaluate import scores
+from fer_perturb.experiments import Material, Place, Run, find_material, hardware, network, versions, write_arrays, write_faces, write_json
+from fer_perturb.forms import forms
+from fer_perturb.graphs import GraphTraining, train_together
+from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
+from fer_perturb.learner import attention_learner, face_learner, perturb_learner
+from fer_perturb.loaders import face_block
+from fer_perturb.perturb import Clusterer, Scheme
+from fer_perturb.quality import twin_elsewhere
+from fer_perturb.readers import load_faces
+from fer_perturb.saliency import saliency_maps
+
+root = Path(__file__).resolve().parent.parent
+cuda = torch.cuda.is_available()
+device = torch.device('cuda' if cuda else 'cpu')
+
+def wait():
+    if cuda: torch.cuda.synchronize()
+
+def milliseconds(
+    run, # function without arguments
+    rounds:int=5, # of which the median counts
+)->float: # after two rounds that do not count
+    times = []
+    for _ in range(rounds+2):
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        times.append(1000*(time.perf_counter()-start))
+    return sorted(times[2:])[rounds//2]
+
+def cells(args):
+    "The cells flagged `cuda`, each in its notebook"
+    from IPython.core.interactiveshell import InteractiveShell
+    found = {}
+    for path in sorted((root/'nbs').glob('*.ipynb')):
+        texts = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type']=='code']
+        flagged = [bool(re.search(r'^#\|\s*cuda', t, re.M)) for t in texts]
+        if not any(flagged) or not (cuda or args.dry): continue
+        shell = InteractiveShell(colors='nocolor')
+        for text,flag in zip(texts, flagged):
+            if re.search(r'^#\|\s*(notest|slow|eval: *false)', text, re.M) or flag and not cuda: continue
+            if not shell.run_cell(text).success: found[path.stem] = f'fails in {text.strip()[:80]!r}'; break
+        else: found[path.stem] = f'{sum(flagged)} cells run'
+    return found
+
+def kmeans(args):
+    "Eq. 1 and ten Lloyd steps for all training images, beside flash-kmeans and the time to read the points ten times"
+    n = 300 if args.dry else 28709
+    images,saliency = (torch.randint(0, 256, (n, 48, 48), dtype=torch.uint8, device=device) for _ in range(2))
+    found = dict(images=n, features=milliseconds(lambda: eq1_features(images, saliency, Scheme.keep)))
+    points,_ = eq1_features(images, saliency, Scheme.keep)
+    start = kmeans_plus_plus(points, 3, generator=torch.Generator().manual_seed(0))
+    block = torch.empty(2**(20 if args.dry else 30), dtype=torch.uint8, device=device)
+    copy = 2*len(block)/milliseconds(lambda: block.clone())
+    found |= dict(copied_GB_s=copy/1e6, memory_bound=10*points.numel()*4/copy)
+    for name,compiled in dict(plain=False, compiled=True).items():
+        if compiled and args.dry: continue
+        found[f'ours, {name}'] = milliseconds(lambda: lloyd(points, start, n_iter=10, compiled=compiled))
+    try: from flash_kmeans import batch_kmeans_Euclid
+    except ImportError: return found
+    found['flash-kmeans'] = milliseconds(lambda: batch_kmeans_Euclid(points, 3, max_iters=10, tol=-1., init_centroids=start))
+    return found
+
+def epochs(args):
+    "Images a second of the loader, of a plain and of a P-epoch of the learners, and of recorded steps, one training and eight at once"
+    data = load_faces(args.data)
+    if args.dry: data = data[torch.arange(0, len(data), 100)]
+    found,bs = {},32 if args.dry else 128
+    dls = face_block(data.vocab, data.images.shape[-1], batch_tfms=[FaceAugment(max_lighting=0)]).dataloaders(data, bs=bs, device=device)
+    data.to(device)
+    n = len(dls.train_ds)
+    found['loader'] = n/milliseconds(lambda: [None for _ in dls.train], 1)*1000
+    phase1 = attention_learner(dls)
+    for name,learn in dict(plain=face_learner(dls), P=perturb_learner(dls, attention=phase1)).items():
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+            found[f'{name} epoch of a learner'] = n/milliseconds(lambda: learn.fit(1), 1)*1000
+    train = data.part('Training')
+    for at_once in (1, 8):
+        trainings = [GraphTraining(create_backbone('slim_resnet18').to(device), train, bs=bs, epochs=8, small_first=False) for _ in range(at_once)]
+        for t in trainings: t.start_epoch()
+        def epoch():
+            for t in trainings: t.start_epoch()
+        found[f'recorded steps, {at_once} at once'] = at_once*n/milliseconds(epoch, 1)*1000
+    return found
+
+def runs_of(args):
+    "Plain, control and P, seed by seed: first of a quarter of Training, then of all of it"
+    short = dict(epochs=1, bs=16, phase1_epochs=1) if args.dry else dict(epochs=100, bs=128, lr=.12, phase1_epochs=16)
+    names = ('plain', 'patch', 'own', 'foreign')
+    return [Run(form, seed, **short) for seed in range(1 if args.dry else 3) for form in names]
+
+def training_of(run, material, maps=None):
+    "A `GraphTraining` for a run"
+    torch.manual_seed(run.seed)
+    data = material.faces[material.training_rows(run.part)]
+    net = network(run, len(data.vocab))
+    if run.attend: add_attention(net)
+    return GraphTraining(net.to(device), data, run.form, maps, run.n_clusters, run.epochs, run.lr or .06*run.bs/64, run.bs, seed=run.seed)
+
+def grid(args):
+    "Runs that share the card, for as long as time is left; each is written to OUT/runs as it ends"
+    material,place = find_material('fer2013', args.data, landmarks=args.landmarks),Place(args.out, args.out/'work')
+    if args.dry:
+        rows = torch.arange(0, len(material.faces), 100)
+        material = Material(material.faces[rows].with_columns(), None if material.given is None else material.given[rows])
+    until = time.monotonic() + args.seconds - 20
+    wanted,maps = runs_of(args),{}
+    write_faces(material, place)
+    begun = {}
+    def keep(kind, number, training):
+        run = kind[number]
+        if run.attend:
+            images = training.images[:,None]
+            saliency = saliency_maps(training.network.eval(), images, batch_size=2048)
+            maps[run.seed,run.part] = Clusterer(None).fit(images, saliency)(images, saliency)
+        write_run(run, training, material, place, time.monotonic()-begun[run.name])
+        print(f'{run.name} {"attention" if run.attend else run.form} seed {run.seed}', flush=True)
+    def make(run):
+        begun[run.name] = time.monotonic()
+        return training_of(run, material, maps.get((run.seed,run.part)) if forms[run.form].maps else None)
+    first = list({r.phase1.name: replace(r.phase1, lr=r.lr) for r in wanted if r.phase1}.values())
+    found = 0
+    for kind in (first, wanted): found += len(train_together([partial(make, r) for r in kind], partial(keep, kind), args.slots, until))
+    return dict(finished=found, wanted=len(first)+len(wanted))
+
+def write_run(run, training, material, place, seconds):
+    "Predictions of all test images, and scores on PublicTest"
+    test,n = material.test,len(material.rows['PublicTest'])
+    found = {}
+    for name,images in material.sets.items():
+        found[name] = training.logits(images).softmax(1)
+        if name in ('clean', 'masks'): found[f'{name}, two views'] = (found[name] + training.logits(images.flip(2)).softmax(1))/2
+    labels,alone = (v[test][:n] for v in (material.faces.labels.cpu(), ~twin_elsewhere(material.faces)))
+    classes = {name: p.argmax(1).byte().numpy() for name,p in found.items()}
+    write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': c[:n] for name,c in classes.items()})
+    write_arrays(place.work(run)/'private.npz', {f'PrivateTest/{name}': c[n:] for name,c in classes.items()})
+    public = {name: scores(p[:n], labels, material.faces.vocab, alone) for name,p in found.items()}
+    write_json(place.record(run), dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'),
+        trainer='recorded steps', hardware=hardware(device), versions=versions(), minutes=round(seconds/60, 3),
+        curve=[dict(train_loss=float(v)) for v in training.losses], hidden=None, scores=dict(PublicTest=public)))
+
+parts = dict(cells=cells, kmeans=kmeans, epochs=epochs, grid=grid)
+
+def main():
+    parser = argparse.ArgumentParser('python -m benchmarks.gpu', description=__doc__.splitlines()[0])
+    parser.add_argument('part', choices=parts)
+    parser.add_argument('--data', type=Path, help='FER2013 in any form that load_faces reads')
+    parser.add_argument('--landmarks', type=Path, help='npz with names and landmarks of the faces; they are looked for if not given')
+    parser.add_argument('--out', type=Path, default=Path('gpu'), help='folder for the results')
+    parser.add_argument('--seconds', type=float, default=300, help='time for the grid')
+    parser.add_argument('--slots', type=int, default=8, help='trainings at a time')
+    parser.add_argument('--dry', action='store_true', help='small and few, on any machine')
+    args = parser.parse_args()
+    if not (cuda or args.dry): sys.exit('there is no GPU that torch can use: --dry shows that the parts run')
+    if cuda: torch.backends.cudnn.benchmark = True
+    found = parts[args.part](args)
+    info = dict(card=torch.cuda.get_device_name() if cuda else 'none', torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
+    write_json(args.out/f'{args.part}.json', info | found)
+    print(json.dumps(info | found, indent=1))
+
+if __name__=='__main__': main()
