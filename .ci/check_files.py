@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 root = Path(__file__).resolve().parent.parent
@@ -34,8 +35,15 @@ def texts(value):
 
 def check_kind(name, vouched):
     "Pictures and data must be on the allow list"
-    if Path(name).suffix.lower() in binary_suffixes and name not in vouched:
+    if name.startswith('results/') and name.endswith('.npz'): yield from check_results(name)
+    elif Path(name).suffix.lower() in binary_suffixes and name not in vouched:
         yield f'{name}: pictures and data stay out of the repository; if it shows no real face, vouch for it in {allow_list}'
+
+def check_results(name):
+    "Results hold predictions, labels and a few maps that are means over many faces, never a set of images"
+    with np.load(root/name, allow_pickle=False) as arrays:
+        for key in arrays:
+            if arrays[key].ndim>2 and len(arrays[key])>20: yield f'{name}: {key} has the shape {arrays[key].shape}: results hold no images'
 
 def check_size(name):
     "Notebooks and files in general have a limit"

@@ -139,7 +139,7 @@ def grid(args):
     def make(run):
         begun[run.name] = time.monotonic()
         return training_of(run, material, maps.get((run.seed,run.part)) if forms[run.form].maps else None)
-    first = list({r.phase1.name: replace(r.phase1, lr=r.lr) for r in wanted if r.phase1}.values())
+    first = list({r.phase1.name: replace(r.phase1, lr=r.lr, optimizer='sgd') for r in wanted if r.phase1}.values())
     found = 0
     for kind in (first, wanted): found += len(train_together([partial(make, r) for r in kind], partial(keep, kind), args.slots, until))
     return dict(finished=found, wanted=len(first)+len(wanted))
