@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -34,7 +35,7 @@ def texts(value):
 
 def check_kind(name, vouched):
     "Pictures and data must be on the allow list"
-    if Path(name).suffix.lower() in binary_suffixes and name not in vouched:
+    if Path(name).suffix.lower() in binary_suffixes and not any(fnmatch(name, v) for v in vouched):
         yield f'{name}: pictures and data stay out of the repository; if it shows no real face, vouch for it in {allow_list}'
 
 def check_size(name):
@@ -69,7 +70,7 @@ def check_sidebar(names):
 
 def main():
     names,vouched = files(),allowed()
-    problems = [f'{allow_list}: {path} is on the list but not in the repository: remove the line' for path in vouched if path not in names]
+    problems = [f'{allow_list}: {path} is on the list but not in the repository: remove the line' for path in vouched if '*' not in path and path not in names]
     for name in names: problems += [*check_kind(name, vouched), *check_size(name), *check_paths(name)]
     problems += check_sidebar(names)
     if problems: sys.exit('\n'.join(problems))
