@@ -67,7 +67,7 @@ def set_state(self:Callback,
 ):
     "Take it back"
 
-# %% ../nbs/33_checkpoint.ipynb #f33fdd95
+# %% ../nbs/33_checkpoint.ipynb #b95ae86c
 @patch
 def get_state(self:Recorder):
     "The curve and the smoothed loss"
@@ -76,31 +76,37 @@ def get_state(self:Recorder):
                 count=smooth.count, val=smooth.val)
 
 @patch
-def set_state(self:Recorder, state):
+def set_state(self:Recorder,
+    state:dict, # from `get_state`
+):
     "The curve as it was"
     self.lrs,self.iters,self.losses = (list(state[k]) for k in ('lrs', 'iters', 'losses'))
     self.values = [L(v) for v in state['values']]
     self.smooth_loss.count,self.smooth_loss.val = state['count'],state['val'].to(self.learn.dls.device or 'cpu')
 
-# %% ../nbs/33_checkpoint.ipynb #898dd967
+# %% ../nbs/33_checkpoint.ipynb #da549dd6
 @patch
 def get_state(self:ParamScheduler):
     "Rates and momenta of all batches so far"
     return {name: list(values) for name,values in self.hps.items()}
 
 @patch
-def set_state(self:ParamScheduler, state):
+def set_state(self:ParamScheduler,
+    state:dict, # from `get_state`
+):
     "Rates and momenta of all batches so far"
     self.hps = {name: list(values) for name,values in state.items()}
 
-# %% ../nbs/33_checkpoint.ipynb #1c38c132
+# %% ../nbs/33_checkpoint.ipynb #b288aabb
 @patch
 def get_state(self:TrackerCallback):
     "The best metric so far"
     return dict(best=float(self.best), **{k: getattr(self, k) for k in ('wait', 'last_epoch') if k in vars(self)})
 
 @patch
-def set_state(self:TrackerCallback, state):
+def set_state(self:TrackerCallback,
+    state:dict, # from `get_state`
+):
     "The best metric so far"
     for name,value in state.items(): setattr(self, name, value)
 

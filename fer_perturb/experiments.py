@@ -264,13 +264,13 @@ def sets(self:Material)->dict: # {name: (m,h,w) uint8}
     self.made |= {f'no {name}': torch.where(parts==i, 128, clean) for i,name in enumerate(landmark_parts, 1)}
     return self.made
 
-# %% ../nbs/52_experiments.ipynb #67a71435
+# %% ../nbs/52_experiments.ipynb #dec9432e
 def find_material(
     faces:str, # as in `Run`: 'fer2013', or 'toy 700'
     data:Path=None, # FER2013 in any form that `load_faces` reads; $FER_PERTURB_DATA if None
     reference:Path=None, # the same faces with somebody else's masks on
     landmarks:Path=None, # npz with names and landmarks of the faces; they are looked for if None
-)->Material:
+)->Material: # faces and sets to test on
     "Read or draw the faces of runs"
     if faces.startswith('toy'):
         n = int(faces.split()[1])
@@ -311,12 +311,12 @@ class CentreMaps(nn.Module):
         "The centre prior"
         return centre_prior(images.shape[-1]).mul(255).byte().expand(len(images), -1, -1).contiguous().to(images.device)
 
-# %% ../nbs/52_experiments.ipynb #7cf43341
+# %% ../nbs/52_experiments.ipynb #ab42f8ba
 def network(
     run:Run, # its arch may name a stride, as in 'densenet121:4'
     n_out:int, # classes
     n_in:int=1, # channels
-)->nn.Module:
+)->nn.Module: # not trained
     "A new network"
     arch,_,stride = run.arch.partition(':')
     return create_backbone(arch, n_out=n_out, n_in=n_in, stem_stride=int(stride or 2))
@@ -866,14 +866,14 @@ def arch_answers(
     votes = [p.float() for p in found.values() if p.ndim==2]
     return found | (dict(ensemble=torch.stack(votes).mean(0)) if len(votes)>1 else {})
 
-# %% ../nbs/52_experiments.ipynb #accaf249
+# %% ../nbs/52_experiments.ipynb #be0acdd9
 def paper_table(
     number:int, # 1, 2 or 3
     results:Results=None, # where they are
     usage:str='PublicTest', # one of `USAGES`
     form:str='own', # of the P-models
     grid:str='backbones', # key of `grids`
-)->pd.DataFrame:
+)->pd.DataFrame: # a row for each network
     "A table of the paper, from what is finished"
     if number not in (1, 2, 3): raise ValueError(f'the paper has no table {number}: choose 1, 2 or 3')
     results = results or Results()

@@ -226,7 +226,12 @@ class ReclusterCallback(FormCallback):
         if self.saliency is None or version!=self.version: self.saliency,self.version = clusterer.saliency_of(images, self._progress),version
         clusterer.fit(images, self.saliency, seed=self.epoch)
         data.set_rows('clusters', clusterer(images, self.saliency))
-    def maps_of(self, images, served): return super().maps_of(images, served) if served else self._clusters_of(images)
+    def maps_of(self,
+        images:Tensor, # (b,c,h,w) in [0,1]
+        served:list, # what the loaders serve beside the images
+    )->Tensor: # (b,h,w) uint8
+        "Those that are served, or clusters made now"
+        return super().maps_of(images, served) if served else self._clusters_of(images)
     def before_batch(self):
         images,*clusters = self.xb
         self.n_views,stack = 1,self.perturb=='stack'

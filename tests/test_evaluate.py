@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fer_perturb.evaluate import (accuracy_change, bootstrap, class_accuracy, class_table, correct, occlusion_table,
-                                  plot_confusion, summary_table)
+from fer_perturb.evaluate import (accuracy_change, bootstrap, calibration, class_accuracy, class_table, correct, mcnemar,
+                                  occlusion_table, plot_confusion, scores, seed_change, summary_table)
 
 VOCAB = ('a', 'b', 'c')
 
@@ -63,3 +63,46 @@ def test_table_of_what_a_mask_costs():
     assert low<-60 and -40<high<0
     assert table.loc['m', 'all'].startswith('-16.7')
     with pytest.raises(ValueError, match='give both for each model'): occlusion_table({'m': right}, {'n': masked}, labels, ('a', 'b', 'c', 'd'))
+
+def test_counting_is_drawing():
+    "Intervals from multinomial counts are those of drawing images one by one, for values of any kind"
+    for values in ((torch.rand(800)<.3).float(), torch.randint(-1, 2, (800,)).float(), torch.randn(800)):
+        drawn = torch.stack([values[torch.randint(800, (800,))].mean() for _ in range(4000)]).quantile(torch.tensor([.025, .975])).tolist()
+        assert bootstrap(values, 4000)==pytest.approx(drawn, abs=.12*values.std().item()/800**.5)
+
+def test_an_interval_over_seeds_covers_what_one_over_images_misses():
+    "Models of equal strength whose seeds scatter by a point: images alone find a difference far too often"
+    generator = torch.Generator().manual_seed(0)
+    def trainings(s): return torch.stack([torch.rand(3000, generator=generator)<.65+.015*torch.randn(1, generator=generator) for _ in range(s)])
+    missed = {True: 0, False: 0}
+    for i in range(120):
+        before,after = trainings(6),trainings(6)
+        for both in missed:
+            change,low,high = seed_change(before, after, n_boot=300, seed=i) if both else seed_change(before[:1], after[:1], n_boot=300, seed=i)
+            missed[both] += not low<=0<=high
+    assert missed[True]<20 and missed[False]>30
+
+def test_seeds_are_drawn_in_pairs():
+    "A strong and a weak seed: paired, the change is the same in both"
+    right = torch.zeros(2, 1000)
+    right[0, :800],right[1, :600] = 1,1
+    better = right.clone()
+    better[0, 800:820],better[1, 600:620] = 1,1
+    paired,single = seed_change(right, better),seed_change(right, better, paired=False)
+    assert paired[0]==pytest.approx(2) and paired[1]>0 and single[1]<0
+    assert seed_change(right, better[:1])[0]==pytest.approx(12)
+
+def test_mcnemar_counts_only_disagreements():
+    before,after = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 0]),torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 0])
+    assert mcnemar(before, after)[:2]==(1, 5) and mcnemar(before, after).p==pytest.approx(2*7/64)
+
+def test_calibration_by_hand():
+    probabilities = torch.tensor([[.9, .1], [.9, .1], [.3, .7], [.6, .4]])
+    table = calibration(probabilities, torch.tensor([0, 1, 1, 0]), bins=10)
+    assert table.images.tolist()==[1, 1, 2] and table.true.tolist()==[1, 1, .5]
+    assert table.attrs['ece']==pytest.approx((.4+.3+2*.4)/4)
+
+def test_scores_of_classes_are_those_of_probabilities(labels):
+    probabilities = torch.rand(10, 3).softmax(1)
+    a,b = scores(probabilities, labels, VOCAB, torch.arange(10)>4),scores(probabilities.argmax(1).byte(), labels, VOCAB, torch.arange(10)>4)
+    assert a.pop('ece')>=0 and a['twin_free'].pop('ece')>=0 and a==b and a['twin_free']['images']==5 and 'a' not in a['twin_free']['classes']

@@ -20,10 +20,10 @@ from fer_perturb.experiments import (Material, Place, Results, Run, comparison, 
 from fer_perturb.forms import forms
 from fer_perturb.toyfaces import draw_faces, toy_faces
 
-small = dict(faces='toy 105', epochs=2, arch='test_resnet', optimizer='adamw', bs=32, augment='quick', phase1_epochs=1)
+small = dict(faces='toy 70', epochs=2, arch='test_resnet', optimizer='adamw', bs=16, augment='quick', phase1_epochs=1)
 tiny_runs = [Run('plain', **small), Run('own', **small).phase1, Run('own', **small | dict(epochs=3)), Run('cutmix_own', maps='self', **small)]
 
-def toy_material(faces='toy 105'):
+def toy_material(faces='toy 70'):
     n = int(faces.split()[1])
     material = Material(toy_faces(n), draw_faces(torch.arange(n)%7, 42).landmarks)
     material.made = dict(clean=material.faces.images[material.test], masks=material.covered('surgical')) # two of the sets: all take longer than the training
