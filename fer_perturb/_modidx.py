@@ -449,6 +449,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fer_perturb/labels.py'),
                                     'fer_perturb.labels.DrawLabels.before_train': ( 'labels.html#drawlabels.before_train',
                                                                                     'fer_perturb/labels.py'),
+                                    'fer_perturb.labels._check_order': ('labels.html#_check_order', 'fer_perturb/labels.py'),
+                                    'fer_perturb.labels._read_votes': ('labels.html#_read_votes', 'fer_perturb/labels.py'),
                                     'fer_perturb.labels.balance_classes': ('labels.html#balance_classes', 'fer_perturb/labels.py'),
                                     'fer_perturb.labels.class_weights': ('labels.html#class_weights', 'fer_perturb/labels.py'),
                                     'fer_perturb.labels.ferplus': ('labels.html#ferplus', 'fer_perturb/labels.py')},
