@@ -622,6 +622,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_perturb.quality.FERData.without_twins': ( 'quality.html#ferdata.without_twins',
                                                                                     'fer_perturb/quality.py'),
                                      'fer_perturb.quality._group_counts': ('quality.html#_group_counts', 'fer_perturb/quality.py'),
+                                     'fer_perturb.quality._plot_twins': ('quality.html#_plot_twins', 'fer_perturb/quality.py'),
+                                     'fer_perturb.quality._print_twins': ('quality.html#_print_twins', 'fer_perturb/quality.py'),
                                      'fer_perturb.quality.data_report': ('quality.html#data_report', 'fer_perturb/quality.py'),
                                      'fer_perturb.quality.flat_images': ('quality.html#flat_images', 'fer_perturb/quality.py'),
                                      'fer_perturb.quality.near_twins': ('quality.html#near_twins', 'fer_perturb/quality.py'),
