@@ -19,24 +19,43 @@ from .readers import CLASS_SYNONYMS
 
 # %% ../nbs/14_labels.ipynb #5186ca8c
 FERPLUS = (*EMOTIONS, 'contempt')
-_vote_columns = {CLASS_SYNONYMS.get(name, name): name for name in ('anger', 'disgust', 'fear', 'happiness', 'sadness', 'surprise', 'neutral', 'contempt')}
+_vote_columns = {CLASS_SYNONYMS.get(name, name): name for name in
+                 ('anger', 'disgust', 'fear', 'happiness', 'sadness', 'surprise', 'neutral', 'contempt')}
 
-def ferplus(
-    data:FERData, # all rows of fer2013.csv, in its order
-    path:Path, # fer2013new.csv
-    min_share:float=0.5, # an emotion needs more than this share of all votes, in [0,1)
-)->FERData: # with 8 classes; its column 'votes' (n,8) float32 holds the share of each emotion, without unknown and not-a-face
-    "Replace labels by those of FERPlus; says what is left out"
-    if not 0<=min_share<1: raise ValueError(f'min_share is {min_share}: give a share of the votes, at least 0 and below 1')
+# %% ../nbs/14_labels.ipynb #02e99349
+def _read_votes(path):
+    "fer2013new.csv as a table, after a look at its columns"
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'no FERPlus at {path}: get fer2013new.csv from https://github.com/microsoft/FERPlus')
+    if not path.exists():
+        raise FileNotFoundError(f'no FERPlus at {path}: get fer2013new.csv from https://github.com/microsoft/FERPlus')
     frame = pd.read_csv(path)
     frame = frame.set_axis([name.strip() for name in frame], axis=1)
     missing = [c for c in ('Usage', 'Image name', *_vote_columns.values(), 'unknown', 'NF') if c not in frame]
     if missing: raise ValueError(f'{path} has no column {", ".join(missing)}: is it fer2013new.csv?')
-    if len(frame)!=len(data): raise ValueError(f'{path} has {len(frame):,} rows, the data {len(data):,}: FERPlus belongs to all rows of fer2013.csv')
-    if frame['Usage'].str.strip().tolist()!=[USAGES[u] for u in data.usage.tolist()] or any('/' in str(n) for n in data.names[:1]):
-        raise ValueError('the rows are not in the order of fer2013.csv: FERPlus knows images by their row, so read FER2013 from the csv, not from a zip or folder')
+    return frame
+
+# %% ../nbs/14_labels.ipynb #4e0439b3
+def _check_order(frame, data, path):
+    "Are the rows of the votes those of the data"
+    if len(frame)!=len(data):
+        raise ValueError(f'{path} has {len(frame):,} rows, the data {len(data):,}: '
+                         'FERPlus belongs to all rows of fer2013.csv')
+    usage = frame['Usage'].str.strip().tolist()
+    if usage!=[USAGES[u] for u in data.usage.tolist()] or any('/' in str(n) for n in data.names[:1]):
+        raise ValueError('the rows are not in the order of fer2013.csv: FERPlus knows images by their row, '
+                         'so read FER2013 from the csv, not from a zip or folder')
+
+# %% ../nbs/14_labels.ipynb #f7bbe6c8
+def ferplus(
+    data:FERData, # all rows of fer2013.csv, in its order
+    path:Path, # fer2013new.csv
+    min_share:float=0.5, # an emotion needs more than this share of all votes, in [0,1)
+)->FERData: # with 8 classes; column 'votes' (n,8) float32: shares of the emotions, without unknown and not-a-face
+    "Replace labels by those of FERPlus; says what is left out"
+    if not 0<=min_share<1:
+        raise ValueError(f'min_share is {min_share}: give a share of the votes, at least 0 and below 1')
+    frame = _read_votes(path)
+    _check_order(frame, data, path)
     votes = frame[[_vote_columns[name] for name in FERPLUS]].to_numpy(np.float32)
     others = frame[['unknown', 'NF']].to_numpy(np.float32)
     total = (votes.sum(1)+others.sum(1)).clip(1)
@@ -45,7 +64,8 @@ def ferplus(
     top = np.sort(votes, 1)
     undecided = ~no_face & ~unknown & ((top[:,-1]<=min_share*total) | (top[:,-1]==top[:,-2]))
     kept = torch.from_numpy(~(no_face|unknown|undecided))
-    print(f'FERPlus: {(~kept).sum():,} of {len(data):,} images left out: {no_face.sum():,} no face, {unknown.sum():,} unknown, {undecided.sum():,} without a majority')
+    print(f'FERPlus: {(~kept).sum():,} of {len(data):,} images left out: {no_face.sum():,} no face, '
+          f'{unknown.sum():,} unknown, {undecided.sum():,} without a majority')
     votes = torch.from_numpy(votes)[kept].to(data.labels.device)
     return data[kept].with_columns(FERPLUS, labels=votes.argmax(1), votes=votes/votes.sum(1, keepdim=True))
 
@@ -56,8 +76,9 @@ class DrawLabels(Callback):
     run_valid = False
     table,majority = None,None # of a fit that is going on, or was broken off
     def before_fit(self):
-        table = self.dls.train.data
-        if table is None or table.column('votes') is None: raise ValueError('these loaders have no votes: make them from the result of ferplus')
+        table = getattr(self.dls.train, 'data', None)
+        if not isinstance(table, FERData) or table.column('votes') is None:
+            raise ValueError('these loaders have no votes: make them from the result of ferplus')
         if table is not self.table: self.table,self.majority = table,table.labels
     def before_train(self): self.table.set_rows('labels', torch.multinomial(self.table.column('votes'), 1)[:,0])
     def after_fit(self):
@@ -72,17 +93,21 @@ def class_weights(
 )->Tensor: # (classes,) float32; the mean over the training images is 1
     "Weights for a loss, large for rare classes"
     counts = torch.bincount(data.part('Training').labels.cpu(), minlength=len(data.vocab)).float()
-    if (counts==0).any(): raise ValueError(f'no training image of {", ".join(v for v,c in zip(data.vocab, counts) if c==0)}: a class without images has no weight')
+    if (counts==0).any():
+        empty = ", ".join(v for v,c in zip(data.vocab, counts) if c==0)
+        raise ValueError(f'no training image of {empty}: a class without images has no weight')
     weights = counts**-power
     return weights*counts.sum()/(weights*counts).sum()
 
+# %% ../nbs/14_labels.ipynb #34e1f385
 def balance_classes(
     dls:DataLoaders, # of a `FERData`
     power:float=1., # 1: classes are drawn equally often; 0: images are
 )->DataLoaders: # the same loaders; training draws as many images as before in an epoch, with replacement
     "Draw training images so that rare classes come as often as others"
-    data = dls.train.data
-    if not isinstance(data, FERData): raise ValueError('these loaders are not made from a FERData: give those of face_block')
+    data = getattr(dls.train, 'data', None)
+    if not isinstance(data, FERData):
+        raise ValueError('these loaders are not made from a FERData: give those of face_block')
     labels = data.labels.cpu()
     chance = torch.bincount(labels, minlength=len(data.vocab)).clamp(min=1).double()[labels]**-power
     dls.train.shuffle_fn = lambda idxs: torch.multinomial(chance, len(idxs), replacement=True).tolist()

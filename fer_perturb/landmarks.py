@@ -10,6 +10,7 @@ __all__ = ['landmark_groups', 'MEAN_FACE', 'METHODS', 'landmark_regions', 'add_l
 # %% ../nbs/21_landmarks.ipynb #8333aa47
 import hashlib, importlib.util, zipfile
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,18 @@ from .readers import cache_folder, write_beside
 landmark_groups = dict(jaw=range(0,17), right_brow=range(17,22), left_brow=range(22,27), nose=range(27,36),
                        right_eye=range(36,42), left_eye=range(42,48), mouth=range(48,60), inner_mouth=range(60,68))
 
+# %% ../nbs/21_landmarks.ipynb #671fc0ad
+def _draw_regions(points, size):
+    "The regions of one face, as a picture"
+    polygons = [('right_eye','eyes'), ('left_eye','eyes'), ('mouth','mouth')]
+    lines = [('right_brow','brows'), ('left_brow','brows'), ('nose','nose')]
+    image = Image.new('L', (size,size))
+    draw = ImageDraw.Draw(image)
+    def corners(group): return [tuple(p) for p in points[landmark_groups[group]]]
+    for group,region in lines: draw.line(corners(group), fill=REGIONS.index(region), width=3)
+    for group,region in polygons: draw.polygon(corners(group), fill=REGIONS.index(region))
+    return image
+
 # %% ../nbs/21_landmarks.ipynb #ceab61a5
 def landmark_regions(
     landmarks:Tensor, # (n,68,2) (x,y) in pixels; NaN where no face was found
@@ -35,16 +48,9 @@ def landmark_regions(
     landmarks = torch.as_tensor(landmarks)
     if landmarks.ndim!=3 or landmarks.shape[1:]!=(68,2):
         raise ValueError(f'landmarks are {tuple(landmarks.shape)}: give (n, 68, 2), the 68 points (x, y) of each face')
-    polygons = [('right_eye','eyes'), ('left_eye','eyes'), ('mouth','mouth')]
-    lines = [('right_brow','brows'), ('left_brow','brows'), ('nose','nose')]
     regions = np.zeros((len(landmarks),size,size), np.uint8)
     for i,points in enumerate(landmarks.numpy()):
-        if np.isnan(points).any(): continue
-        image = Image.new('L', (size,size))
-        draw = ImageDraw.Draw(image)
-        for group,region in lines: draw.line([tuple(p) for p in points[landmark_groups[group]]], fill=REGIONS.index(region), width=3)
-        for group,region in polygons: draw.polygon([tuple(p) for p in points[landmark_groups[group]]], fill=REGIONS.index(region))
-        regions[i] = image
+        if not np.isnan(points).any(): regions[i] = _draw_regions(points, size)
     return F.max_pool2d(torch.from_numpy(regions).float(), 3, 1, 1).byte()
 
 # %% ../nbs/21_landmarks.ipynb #ef163117
@@ -61,19 +67,24 @@ def add_landmarks(
         row = {name: i for i,name in enumerate(z['names'])}
         landmarks = np.where(z['detected'][:,None,None], z['landmarks'], np.nan).astype(np.float32)
     unknown = [n for n in data.names if n not in row]
-    if unknown: raise ValueError(f'{path} has no landmarks for {len(unknown):,} of {len(data):,} images, such as {unknown[0]}: is it of another set?')
+    if unknown:
+        raise ValueError(f'{path} has no landmarks for {len(unknown):,} of {len(data):,} images, '
+                         f'such as {unknown[0]}: is it of another set?')
     points = torch.from_numpy(landmarks[[row[n] for n in data.names]])
     return data.with_columns(regions=landmark_regions(points, data[:1].images.shape[-1]).to(data.labels.device))
 
 # %% ../nbs/21_landmarks.ipynb #f224ab7c
 MEAN_FACE = torch.tensor([
-    [4.3,18.7], [4.5,23.8], [5.2,28.7], [6.2,33.6], [8.1,38.1], [11.0,42.0], [14.6,45.0], [18.9,47.1], [23.7,47.6], [28.5,47.0], [32.8,44.9], [36.5,41.8],
-    [39.3,37.9], [41.2,33.3], [42.2,28.4], [42.7,23.4], [42.9,18.3], [7.5,14.5], [9.9,12.4], [13.2,11.7], [16.7,12.2], [20.0,13.5], [26.5,13.3], [29.8,12.0],
-    [33.3,11.5], [36.7,12.1], [39.2,14.1], [23.3,17.5], [23.3,20.9], [23.4,24.1], [23.4,27.5], [19.5,29.8], [21.4,30.5], [23.4,31.0], [25.5,30.5], [27.3,29.8],
-    [11.3,18.2], [13.4,16.9], [16.0,16.9], [18.3,18.6], [15.9,19.1], [13.3,19.1], [28.4,18.5], [30.7,16.7], [33.3,16.7], [35.5,17.9], [33.5,18.9], [30.9,18.9],
-    [16.2,36.5], [18.7,35.0], [21.5,34.3], [23.5,34.7], [25.5,34.2], [28.4,34.9], [31.0,36.4], [28.5,39.1], [25.8,40.4], [23.5,40.6], [21.4,40.4], [18.6,39.2],
-    [17.2,36.6], [21.5,36.0], [23.5,36.1], [25.6,35.9], [29.9,36.5], [25.6,37.8], [23.5,38.1], [21.5,37.9]])
+    [4.3,18.7], [4.5,23.8], [5.2,28.7], [6.2,33.6], [8.1,38.1], [11.0,42.0], [14.6,45.0], [18.9,47.1], [23.7,47.6],
+    [28.5,47.0], [32.8,44.9], [36.5,41.8], [39.3,37.9], [41.2,33.3], [42.2,28.4], [42.7,23.4], [42.9,18.3], [7.5,14.5],
+    [9.9,12.4], [13.2,11.7], [16.7,12.2], [20.0,13.5], [26.5,13.3], [29.8,12.0], [33.3,11.5], [36.7,12.1], [39.2,14.1],
+    [23.3,17.5], [23.3,20.9], [23.4,24.1], [23.4,27.5], [19.5,29.8], [21.4,30.5], [23.4,31.0], [25.5,30.5], [27.3,29.8],
+    [11.3,18.2], [13.4,16.9], [16.0,16.9], [18.3,18.6], [15.9,19.1], [13.3,19.1], [28.4,18.5], [30.7,16.7], [33.3,16.7],
+    [35.5,17.9], [33.5,18.9], [30.9,18.9], [16.2,36.5], [18.7,35.0], [21.5,34.3], [23.5,34.7], [25.5,34.2], [28.4,34.9],
+    [31.0,36.4], [28.5,39.1], [25.8,40.4], [23.5,40.6], [21.4,40.4], [18.6,39.2], [17.2,36.6], [21.5,36.0], [23.5,36.1],
+    [25.6,35.9], [29.9,36.5], [25.6,37.8], [23.5,38.1], [21.5,37.9]])
 
+# %% ../nbs/21_landmarks.ipynb #f7bfc51b
 def fit_mean_face(
     landmarks:Tensor, # (n,68,2) (x,y) in pixels
 )->Tensor: # (n,68,2) float64
@@ -91,15 +102,18 @@ def fit_mean_face(
 # %% ../nbs/21_landmarks.ipynb #7dc602aa
 METHODS = ('detector', 'whole frame', 'mean face')
 
+# %% ../nbs/21_landmarks.ipynb #ebe1e49e
 class Landmarks(namedtuple('Landmarks', 'points method')):
     "points (n,68,2) float32 in pixels; method (n,) uint8, index into `METHODS`"
     @property
     def detected(self): return self.method==0
     def __repr__(self):
         counts = torch.bincount(self.method.long(), minlength=len(METHODS)).tolist()
-        text = f'Landmarks of {len(self.method):,} faces: ' + ', '.join(f'{c:,} by {m} ({c/len(self.method):.1%})' for m,c in zip(METHODS, counts) if c)
+        parts = [f'{c:,} by {m} ({c/len(self.method):.1%})' for m,c in zip(METHODS, counts) if c]
+        text = f'Landmarks of {len(self.method):,} faces: ' + ', '.join(parts)
         return text + ("; for real detection pip install 'fer_perturb[masks]'" if counts[2] else '')
 
+# %% ../nbs/21_landmarks.ipynb #a4daa5d9
 def mean_face_finder(
     image:np.ndarray, # (h,w) uint8
 )->tuple: # (68,2) in pixels, 'mean face'
@@ -107,6 +121,21 @@ def mean_face_finder(
     h,w = image.shape
     return (MEAN_FACE.numpy()+.5)*[w/48,h/48] - .5,'mean face'
 
+# %% ../nbs/21_landmarks.ipynb #fa9f07a2
+def _find_with_dlib(image, detector, predictor):
+    "Points and method for one image"
+    import dlib
+    h,w = image.shape
+    large = np.asarray(Image.fromarray(image).resize((192,192), Image.Resampling.BICUBIC))
+    for border in (48,0):
+        padded = np.pad(large, border)
+        boxes,scores,_ = detector.run(padded, 0, 0.)
+        if len(boxes): break
+    box = boxes[int(np.argmax(scores))] if len(boxes) else dlib.rectangle(0, 0, 191, 191)
+    points = np.array([(p.x,p.y) for p in predictor(padded, box).parts()]) - border
+    return (points+.5)*[w/192,h/192] - .5,METHODS[0 if len(boxes) else 1]
+
+# %% ../nbs/21_landmarks.ipynb #731f92dd
 def dlib_finder(): # a function like `mean_face_finder`, or None without the [masks] extra
     "dlib's face detector and 68-point model"
     # the model is found as a file: the older of the two packages that ship it cannot be imported without pkg_resources
@@ -114,27 +143,38 @@ def dlib_finder(): # a function like `mean_face_finder`, or None without the [ma
     if package is None or importlib.util.find_spec('dlib') is None: return None
     import dlib
     model = Path(package.submodule_search_locations[0])/'models'/'shape_predictor_68_face_landmarks.dat'
-    if not model.exists(): raise FileNotFoundError(f"{model} is missing: pip install --force-reinstall 'fer_perturb[masks]'")
+    if not model.exists():
+        raise FileNotFoundError(f"{model} is missing: pip install --force-reinstall 'fer_perturb[masks]'")
     detector,predictor = dlib.get_frontal_face_detector(),dlib.shape_predictor(str(model))
-    def find(image):
-        h,w = image.shape
-        large = np.asarray(Image.fromarray(image).resize((192,192), Image.Resampling.BICUBIC))
-        for border in (48,0):
-            padded = np.pad(large, border)
-            boxes,scores,_ = detector.run(padded, 0, 0.)
-            if len(boxes): break
-        box = boxes[int(np.argmax(scores))] if len(boxes) else dlib.rectangle(0, 0, 191, 191)
-        shape = predictor(padded, box)
-        points = np.array([(p.x,p.y) for p in shape.parts()]) - border
-        return (points+.5)*[w/192,h/192] - .5,METHODS[0 if len(boxes) else 1]
-    return find
+    return partial(_find_with_dlib, detector=detector, predictor=predictor)
 
-def _digests(images): return np.array([int.from_bytes(hashlib.blake2b(f'{i.shape}'.encode()+i.tobytes(), digest_size=8).digest(), 'big') for i in images], np.uint64)
+# %% ../nbs/21_landmarks.ipynb #1560b93a
+def _digests(images):
+    "A number for each image, the same for identical ones"
+    def digest(i): return hashlib.blake2b(f'{i.shape}'.encode()+i.tobytes(), digest_size=8).digest()
+    return np.array([int.from_bytes(digest(i), 'big') for i in images], np.uint64)
 
+# %% ../nbs/21_landmarks.ipynb #6d705f84
+def _read_store(store):
+    "{digest: (points, method)}; a file that cannot be read counts as empty"
+    if store is None or not Path(store).exists(): return {}
+    try:
+        with np.load(store, allow_pickle=False) as z:
+            return {d: (p,m) for d,p,m in zip(z['digests'].tolist(), z['points'], z['methods'].tolist())}
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile): return {}
+
+# %% ../nbs/21_landmarks.ipynb #94c4e4c5
+def _write_store(store, known):
+    "The whole store at once, so that a stopped run leaves the old one"
+    points,methods = map(np.array, zip(*known.values()))
+    with write_beside(store) as part, open(part, 'wb') as f:
+        np.savez(f, digests=np.array(list(known), np.uint64), points=points, methods=methods)
+
+# %% ../nbs/21_landmarks.ipynb #78114812
 def find_landmarks(
     data:FERData, # faces
-    finder=None, # function (h,w) uint8 -> (68,2) points in pixels and one of `METHODS`; dlib if it is installed, else the mean face, if None
-    store:Path=None, # npz that remembers the landmarks of every image seen; in `cache_folder` for dlib, none for others, if None
+    finder=None, # (h,w) uint8 -> (68,2) in pixels and one of `METHODS`; if None, dlib if installed, else the mean face
+    store:Path=None, # npz with the landmarks of all images seen; if None, in `cache_folder` for dlib, none for others
     every:int=1000, # images between two writes of the store
 )->Landmarks: # one row for each face
     "The landmarks of all faces; each image is worked on once in its life, and a stopped run goes on where it was"
@@ -143,20 +183,13 @@ def find_landmarks(
         if finder is None: finder = mean_face_finder
         elif store is None: store = cache_folder()/'landmarks.npz'
     images = data.images.cpu().numpy()
-    digests,known = _digests(images),{}
-    if store is not None and Path(store).exists():
-        try:
-            with np.load(store, allow_pickle=False) as z: known = {d: (p,m) for d,p,m in zip(z['digests'].tolist(), z['points'], z['methods'].tolist())}
-        except (ValueError, OSError, KeyError, zipfile.BadZipFile): known = {}
-    def write():
-        points,methods = map(np.array, zip(*known.values()))
-        with write_beside(store) as part, open(part, 'wb') as f: np.savez(f, digests=np.array(list(known), np.uint64), points=points, methods=methods)
+    digests,known = _digests(images),_read_store(store)
     todo = list({d: i for i,d in enumerate(digests.tolist()) if d not in known}.items())
     for k,(digest,i) in enumerate(progress_bar(todo, leave=False) if len(todo)>every else todo):
         points,method = finder(images[i])
         known[digest] = np.asarray(points, np.float32),METHODS.index(method)
-        if store is not None and k%every==every-1: write()
-    if store is not None and todo: write()
+        if store is not None and k%every==every-1: _write_store(store, known)
+    if store is not None and todo: _write_store(store, known)
     points,methods = zip(*(known[d] for d in digests.tolist()))
     return Landmarks(torch.from_numpy(np.stack(points)), torch.tensor(methods, dtype=torch.uint8))
 
@@ -198,6 +231,7 @@ def landmark_share(
     inside,selected = inside[known].flatten(1).float(),selected[known].flatten(1).float()
     return ((inside*selected).sum(1)/selected.sum(1).clamp(min=1)).mean().div(inside.mean()).item()
 
+# %% ../nbs/21_landmarks.ipynb #6834d02a
 def centre_prior(
     size:int=48, # height and width in pixels
     sigma:float=0.25, # standard deviation, as a fraction of the side

@@ -18,10 +18,11 @@ from torch import Tensor
 from .data import EMOTIONS, REGIONS, FERData
 
 # %% ../nbs/20_toyfaces.ipynb #e73c992c
-ACTION_UNITS = {1: 'inner brow raised', 2: 'outer brow raised', 4: 'brows lowered and drawn together', 5: 'upper lid raised',
-    6: 'cheeks raised', 9: 'nose wrinkled', 10: 'upper lip raised', 12: 'lip corners pulled up', 15: 'lip corners pulled down',
-    20: 'lips stretched', 25: 'lips parted', 26: 'jaw dropped'}
+ACTION_UNITS = {1: 'inner brow raised', 2: 'outer brow raised', 4: 'brows lowered and drawn together',
+    5: 'upper lid raised', 6: 'cheeks raised', 9: 'nose wrinkled', 10: 'upper lip raised', 12: 'lip corners pulled up',
+    15: 'lip corners pulled down', 20: 'lips stretched', 25: 'lips parted', 26: 'jaw dropped'}
 
+# %% ../nbs/20_toyfaces.ipynb #22b2ef20
 # each unit with the range of its intensity, 0 to 1
 EXPRESSIONS = dict(
     angry={4: (.55,1)},
@@ -40,13 +41,17 @@ VARIATION = dict(
     head_width=(14.8,17.2), jaw=(.08,.3), chin=(18.,20.), skull=(18.5,20.5), skin=(.5,.95),
     hair=(.05,.7), hairline=(15.,17.5), parting=(-9.,9.), hair_style=(0.,1.), glasses=(0.,1.),
     # features
-    eye_distance=(7.,8.2), eye_width=(3.9,4.7), eye_open=(2.3,3.), lower_lid=(1.4,2.), iris=(1.9,2.4), iris_tone=(.05,.35), gaze=(-1.,1.),
-    brow_height=(9.3,10.2), brow_thickness=(.8,1.3), brow_arch=(.3,1.), brow_tone=(.15,.45), nose_length=(6.2,8.), nose_width=(1.9,2.8),
+    eye_distance=(7.,8.2), eye_width=(3.9,4.7), eye_open=(2.3,3.), lower_lid=(1.4,2.),
+    iris=(1.9,2.4), iris_tone=(.05,.35), gaze=(-1.,1.),
+    brow_height=(9.3,10.2), brow_thickness=(.8,1.3), brow_arch=(.3,1.), brow_tone=(.15,.45),
+    nose_length=(6.2,8.), nose_width=(1.9,2.8),
     mouth_height=(10.4,11.4), mouth_width=(5.2,6.8), mouth_rest=(-.5,.4), lips=(.9,1.5), lip_tone=(.6,.85),
     # scene and camera
-    background=(.15,.9), gradient_x=(-.15,.15), gradient_y=(-.15,.15), shirt=(.05,.9), light=(0.,.28), light_angle=(-math.pi,math.pi),
+    background=(.15,.9), gradient_x=(-.15,.15), gradient_y=(-.15,.15), shirt=(.05,.9),
+    light=(0.,.28), light_angle=(-math.pi,math.pi),
     brightness=(-.07,.07), contrast=(.75,1.1), focus=(.9,1.7), noise=(.004,.025))
 
+# %% ../nbs/20_toyfaces.ipynb #0bf25d50
 def face_parameters(
     labels:Tensor, # (n,) int64, index into `EMOTIONS`
     generator:torch.Generator, # source of the random numbers; how many are drawn does not depend on the labels
@@ -68,6 +73,7 @@ def cover(
     "From distance to coverage"
     return (0.5 - distance/soft).clamp_(0, 1)
 
+# %% ../nbs/20_toyfaces.ipynb #387ca131
 def paint(
     canvas:Tensor, # (n,h,w), changed in place
     coverage:Tensor, # (n,h,w) in [0,1]
@@ -76,17 +82,22 @@ def paint(
     "Lay a tone over the canvas where a shape covers it"
     canvas.lerp_(torch.as_tensor(tone, dtype=canvas.dtype).expand_as(canvas), coverage)
 
+# %% ../nbs/20_toyfaces.ipynb #bc7d41fd
+def _head_frame(p, size):
+    "x and y of every pixel in the frame of the head, and the width of a soft edge there"
+    grid,angle = (torch.arange(size)+0.5)*48/size - 24,torch.deg2rad(p.roll)
+    across,down = grid[None,None,:]-p.shift_x,grid[None,:,None]-p.shift_y
+    cos,sin = angle.cos()/p.scale,angle.sin()/p.scale
+    return cos*across + sin*down,cos*down - sin*across,p.focus/p.scale*48/size
+
 # %% ../nbs/20_toyfaces.ipynb #8212837e
 def face_geometry(
     p:SimpleNamespace, # from `face_parameters`
     size:int=48, # height and width of the image in pixels
 )->SimpleNamespace: # (n,size,size): x, y, u, v, side (±1), head (signed distance), shade, skin; (n,1,1): soft
     "Coordinates of every pixel in the face's own frame, and the head in it"
-    g,grid = SimpleNamespace(),(torch.arange(size)+0.5)*48/size - 24
-    across,down,angle = grid[None,None,:]-p.shift_x,grid[None,:,None]-p.shift_y,torch.deg2rad(p.roll)
-    cos,sin = angle.cos()/p.scale,angle.sin()/p.scale
-    g.x,g.y = cos*across + sin*down,cos*down - sin*across
-    g.soft = p.focus/p.scale*48/size
+    g = SimpleNamespace()
+    g.x,g.y,g.soft = _head_frame(p, size)
     u = g.x - 3.2*p.yaw
     g.side = torch.where(u<0, -1., 1.)
     g.u,g.v = u*(1 + .16*p.yaw*g.side),g.y - 1.2*p.pitch
@@ -116,6 +127,15 @@ def draw_head(
     paint(canvas, cover(ear, g.soft)*(~long), p.skin*(.9 - .35*cover(ear+1.65, g.soft)))
     paint(canvas, cover(g.head, g.soft), g.skin)
 
+# %% ../nbs/20_toyfaces.ipynb #d0ede05d
+def _draw_cheeks(canvas, p, g):
+    "Raised cheeks and the folds beside the nose; AU 6, 10, 12"
+    au,side = p.au,g.u.abs()
+    cheek = 1 - ((side-8.6)/3.6).square() - ((g.v-5.2+1.2*au[6])/2.4).square()
+    canvas.add_(cheek.clamp_(0, 1).mul_(.1*au[6]*p.skin))
+    fold = torch.maximum((side-4.4-.42*(g.v-3.5)-.8*au[12]).abs()-.35, (g.v-6.5).abs()-3)
+    paint(canvas, cover(fold, 1.3*g.soft)*(.08 + .5*torch.maximum(au[10], .7*au[12])), g.skin*.5)
+
 # %% ../nbs/20_toyfaces.ipynb #e488d5db
 def draw_nose(
     canvas:Tensor, # (n,h,w), changed in place
@@ -123,21 +143,20 @@ def draw_nose(
     g:SimpleNamespace, # from `face_geometry`
 )->Tensor: # (n,h,w) bool, the nose's region
     "Nose, with cheeks and folds; AU 6, 9, 10, 12"
-    au,side = p.au,g.u.abs()
-    cheek = 1 - ((side-8.6)/3.6).square() - ((g.v-5.2+1.2*au[6])/2.4).square()
-    canvas.add_(cheek.clamp_(0, 1).mul_(.1*au[6]*p.skin))
-    fold = torch.maximum((side-4.4-.42*(g.v-3.5)-.8*au[12]).abs()-.35, (g.v-6.5).abs()-3)
-    paint(canvas, cover(fold, 1.3*g.soft)*(.08 + .5*torch.maximum(au[10], .7*au[12])), g.skin*.5)
+    _draw_cheeks(canvas, p, g)
+    au = p.au
     u,tip = g.u - .9*p.yaw,p.nose_length - 2.6 - au[9]
     side,width = u.abs(),p.nose_width + .4*au[9]
-    ridge = torch.maximum((u*torch.where(p.light_angle.abs()<math.pi/2, 1, -1)+1.3).abs()-.45, (g.v-tip/2+1).abs()-tip/2-1)
+    lit = torch.where(p.light_angle.abs()<math.pi/2, 1, -1)
+    ridge = torch.maximum((u*lit+1.3).abs()-.45, (g.v-tip/2+1).abs()-tip/2-1)
     paint(canvas, cover(ridge, 1.8*g.soft)*.35, g.skin*.6)
     canvas.add_((1 - (u.square() + (g.v-tip+.3).square())/2.25).clamp_(0, 1).mul_(.12*p.skin))
     nostril = (((side-.6*width)/.95).square() + ((g.v-tip-1.3)/.62).square()).sqrt() - 1
     paint(canvas, cover(.8*nostril, g.soft)*.85, g.skin*.3)
     wing = (((side-width)/.6).square() + ((g.v-tip-.6)/1.3).square()).sqrt() - 1
     paint(canvas, cover(.8*wing, g.soft)*.5, g.skin*.55)
-    wrinkles = (1 - (side/3.2).square() - ((g.v+1.6)/3.2).square()).clamp_(0, 1).mul_((2.6*g.v + 1.2*side).sin_().mul_(.5).add_(.5))
+    wrinkles = (1 - (side/3.2).square() - ((g.v+1.6)/3.2).square()).clamp_(0, 1)
+    wrinkles.mul_((2.6*g.v + 1.2*side).sin_().mul_(.5).add_(.5))
     paint(canvas, wrinkles.mul_(1.1*au[9]).clamp_(0, 1), g.skin*.4)
     return (side < (3.2 + .32*g.v).clamp_(1.6, 4.6)) & (g.v > -4.6) & (g.v < tip+2.4)
 
@@ -148,8 +167,19 @@ def lids(
 )->tuple: # v of the upper and of the lower lid
     "Heights of the two lids"
     bow = 1 - t*t
-    return (.35*p.au[6] - p.eye_open - 1.5*p.au[5])*bow - 3,(p.lower_lid - .8*p.au[6] - .5*p.au[9] + .1*p.au[5])*bow - 3
+    upper = (.35*p.au[6] - p.eye_open - 1.5*p.au[5])*bow - 3
+    return upper,(p.lower_lid - .8*p.au[6] - .5*p.au[9] + .1*p.au[5])*bow - 3
 
+# %% ../nbs/20_toyfaces.ipynb #6e59b7c6
+def _draw_iris(canvas, p, g, across, white):
+    "Iris, pupil and a spark of light"
+    u,v = across - 1.1*p.gaze*g.side,g.v + 3.35 + .25*p.au[5]
+    radius = (u.square() + v.square()).sqrt()
+    paint(canvas, cover(radius-p.iris, g.soft)*white, p.iris_tone)
+    paint(canvas, cover(radius-.5*p.iris, g.soft)*white, .02)
+    paint(canvas, cover(((u-.7).square() + (v+.8).square()).sqrt()-.55, g.soft)*white, 1.)
+
+# %% ../nbs/20_toyfaces.ipynb #71574b87
 def draw_eyes(
     canvas:Tensor, # (n,h,w), changed in place
     p:SimpleNamespace, # from `face_parameters`
@@ -164,11 +194,7 @@ def draw_eyes(
     paint(canvas, cover(socket, 3*g.soft)*.3, g.skin*.6)
     white = cover(torch.maximum(upper-g.v, g.v-lower), g.soft)
     paint(canvas, white, (.62 + .38*p.skin)*g.shade.clamp(.7, 1.1))
-    u,v = across - 1.1*p.gaze*g.side,g.v + 3.35 + .25*p.au[5]
-    radius = (u.square() + v.square()).sqrt()
-    paint(canvas, cover(radius-p.iris, g.soft)*white, p.iris_tone)
-    paint(canvas, cover(radius-.5*p.iris, g.soft)*white, .02)
-    paint(canvas, cover(((u-.7).square() + (v+.8).square()).sqrt()-.55, g.soft)*white, 1.)
+    _draw_iris(canvas, p, g, across, white)
     paint(canvas, cover(torch.maximum((g.v-upper+.1).abs()-.5, ends-.4), g.soft)*.9, g.skin*.22)
     paint(canvas, cover(torch.maximum((g.v-lower).abs()-.25, ends), g.soft)*.5, g.skin*.4)
     top,bottom = lids(p, torch.zeros_like(p.scale))
@@ -185,6 +211,16 @@ def brow_curve(
     v = -p.brow_height - 4*arch*t*(1-t) + (1-t)*(1.2*au[4]-2.9*au[1]+.6*au[9]) - 2.4*t*au[2] + au[4]
     return inner + t*(p.eye_distance+p.eye_width+.3-inner),v
 
+# %% ../nbs/20_toyfaces.ipynb #b92b0c19
+def _brow_band(p, g, outer):
+    "The band in which the brows of a face can move"
+    side = g.u.abs()
+    along = ((side-2.9)/(outer-2.9)).clamp(0, 1)
+    rest = -p.brow_height - 4*p.brow_arch*along*(1-along)
+    reach = p.brow_thickness*(1.15-.5*along) + .5*g.soft
+    return (g.v > rest-3.2-reach) & (g.v < rest+2.5+reach) & (side < outer+.5*g.soft) & (g.head < .5*g.soft)
+
+# %% ../nbs/20_toyfaces.ipynb #e0242f2f
 def draw_brows(
     canvas:Tensor, # (n,h,w), changed in place
     p:SimpleNamespace, # from `face_parameters`
@@ -195,14 +231,12 @@ def draw_brows(
     inner,outer = (brow_curve(p, torch.full_like(p.scale, end))[0] for end in (0,1))
     t = (side-inner)/(outer-inner)
     along = t.clamp(0, 1)
-    stroke = torch.maximum((g.v-brow_curve(p, along)[1]).abs() - p.brow_thickness*(1.15-.5*along), torch.maximum(inner-side, side-outer))
+    stroke = (g.v-brow_curve(p, along)[1]).abs() - p.brow_thickness*(1.15-.5*along)
+    stroke = torch.maximum(stroke, torch.maximum(inner-side, side-outer))
     paint(canvas, cover(torch.maximum(stroke, g.head), g.soft), p.brow_tone*g.skin)
     furrow = torch.maximum((side-1.1).abs()-.25, (g.v+p.brow_height-1.8).abs()-1.2)
     paint(canvas, cover(furrow, g.soft)*(.6*p.au[4]), g.skin*.5)
-    along = ((side-2.9)/(outer-2.9)).clamp(0, 1)
-    rest = -p.brow_height - 4*p.brow_arch*along*(1-along)
-    reach = p.brow_thickness*(1.15-.5*along) + .5*g.soft
-    return (g.v > rest-3.2-reach) & (g.v < rest+2.5+reach) & (side < outer+.5*g.soft) & (g.head < .5*g.soft)
+    return _brow_band(p, g, outer)
 
 # %% ../nbs/20_toyfaces.ipynb #864b366a
 def lip_curves(
@@ -217,30 +251,37 @@ def lip_curves(
     lower = middle + (.25 + (1.6+au[12])*au[25] + 4.2*au[26])*bow
     return upper - p.lips*bow,upper,lower,lower + 1.2*p.lips*bow
 
+# %% ../nbs/20_toyfaces.ipynb #8d7c90e7
 def mouth_width(
     p:SimpleNamespace, # from `face_parameters`
 )->Tensor: # (n,1,1) half the width of the mouth
     "How wide the action units make the mouth"
     return p.mouth_width + 1.5*p.au[12] + 1.7*p.au[20] + .3*p.au[10] - 1.7*p.au[26]
 
-def draw_mouth(
-    canvas:Tensor, # (n,h,w), changed in place
-    p:SimpleNamespace, # from `face_parameters`
-    g:SimpleNamespace, # from `face_geometry`
-)->Tensor: # (n,h,w) bool, the mouth's region
-    "Lips, teeth, tongue; AU 10, 12, 15, 20, 25, 26"
-    au,width = p.au,mouth_width(p)
-    t = g.u/width
-    top,upper,lower,bottom = lip_curves(p, t)
-    ends = g.u.abs() - width
-    paint(canvas, cover(torch.maximum(torch.maximum(top-g.v, g.v-bottom), ends), g.soft), g.skin*p.lip_tone)
-    gap = cover(torch.maximum(torch.maximum(upper-g.v, g.v-lower), ends) - .1, g.soft)
+# %% ../nbs/20_toyfaces.ipynb #29300920
+def _draw_open_mouth(canvas, p, g, t, upper, gap):
+    "Darkness, teeth and tongue, where `gap` is what the lips leave open"
+    au = p.au
     paint(canvas, gap, .1)
     opening = .25 + 1.1*au[10] + 1.6*au[25] + au[12]*au[25] + 5*au[26]
     teeth = cover(g.v - upper - .3 - 1.1*au[12] - 1.1*au[10] - au[20] - .5*au[26], g.soft)
     paint(canvas, teeth*gap*(1.2*opening-.3).clamp(0, 1), .93)
     tongue = (t/.75).square() + ((g.v-p.mouth_height-4.2*au[26]-1.4)/2.6).square()
     paint(canvas, cover(2*tongue-2, g.soft)*gap*au[26], .4)
+
+# %% ../nbs/20_toyfaces.ipynb #fd7b2159
+def draw_mouth(
+    canvas:Tensor, # (n,h,w), changed in place
+    p:SimpleNamespace, # from `face_parameters`
+    g:SimpleNamespace, # from `face_geometry`
+)->Tensor: # (n,h,w) bool, the mouth's region
+    "Lips, teeth, tongue; AU 10, 12, 15, 20, 25, 26"
+    width = mouth_width(p)
+    t,ends = g.u/width,g.u.abs() - width
+    top,upper,lower,bottom = lip_curves(p, t)
+    paint(canvas, cover(torch.maximum(torch.maximum(top-g.v, g.v-bottom), ends), g.soft), g.skin*p.lip_tone)
+    gap = cover(torch.maximum(torch.maximum(upper-g.v, g.v-lower), ends) - .1, g.soft)
+    _draw_open_mouth(canvas, p, g, t, upper, gap)
     return (g.v > top-1.3) & (g.v < bottom+1.3) & (ends < .9)
 
 # %% ../nbs/20_toyfaces.ipynb #68a62d4c
@@ -250,14 +291,52 @@ def draw_front(
     g:SimpleNamespace, # from `face_geometry`
 ):
     "Hair over the forehead, glasses"
+    # no lower than the brows
     lowest = 2.5*(g.x.abs()-p.head_width+4).clamp_(min=0) - 14.6 + 1.2*p.pitch
     hairline = torch.minimum(.03*(g.x-p.parting).square() - p.hairline, lowest) + .25*(1.7*g.x).sin()
     strands = 1 + .05*(1.7*(g.x-p.parting) + .3*g.y).sin()
     paint(canvas, cover(torch.maximum(g.head-1.6, g.y-hairline), g.soft)*(p.hair_style>=.08), p.hair*g.shade*strands)
     across = g.u.abs() - p.eye_distance
-    rim = ((((across/(p.eye_width+1.3)).square().square() + ((g.v+3)/4.4).square().square()).sqrt().sqrt() - 1)*4.6).abs() - .42
+    rim = (across/(p.eye_width+1.3)).square().square() + ((g.v+3)/4.4).square().square()
+    rim = ((rim.sqrt().sqrt() - 1)*4.6).abs() - .42
     bridge = torch.maximum((g.v+3.6).abs()-.4, across+p.eye_width+1)
     paint(canvas, cover(torch.minimum(rim, bridge), g.soft)*(p.glasses<.125), .08)
+
+# %% ../nbs/20_toyfaces.ipynb #eb4b674e
+def _jaw_points(p):
+    "x and y of the 17 points from ear to ear"
+    angle = torch.linspace(math.pi+.15, -.15, 17)
+    y = angle.sin()*torch.where(angle.sin()<0, p.skull, p.chin + 1.6*p.au[26])
+    return p.head_width*(1 - p.jaw*angle.sin().clamp(min=0)**2)*angle.cos(),y
+
+# %% ../nbs/20_toyfaces.ipynb #f7b47146
+def _brow_points(p):
+    "u and v of five points on each brow"
+    side,v = brow_curve(p, torch.linspace(0, 1, 5))
+    return torch.cat([-side.flip(1), side], 1),torch.cat([v.flip(1), v], 1)
+
+# %% ../nbs/20_toyfaces.ipynb #d5ca86fb
+def _nose_points(p):
+    "u and v of four points down the ridge and five along the base"
+    tip = p.nose_length - 2.6 - p.au[9]
+    ridge,base = torch.linspace(0, 1, 4),torch.linspace(-1, 1, 5)
+    u = torch.cat([0*ridge*torch.ones_like(p.scale), base*(p.nose_width+.4*p.au[9])], 1) + .9*p.yaw
+    return u,torch.cat([-3.5 + ridge*(tip+3.5), tip + 1.8 - .5*base**2], 1)
+
+# %% ../nbs/20_toyfaces.ipynb #a092ea6c
+def _eye_points(p):
+    "u and v of six points around each eye: corner, two above, corner, two below"
+    t = torch.tensor([-1., -1/3, 1/3, 1, 1/3, -1/3])
+    v = torch.where(torch.arange(6)<3, *lids(p, t))
+    return torch.cat([-p.eye_distance + t*p.eye_width, p.eye_distance + t*p.eye_width], 1),torch.cat([v, v], 1)
+
+# %% ../nbs/20_toyfaces.ipynb #8f90bafd
+def _mouth_points(p):
+    "u and v of twelve points around the lips and eight around the opening"
+    outer,inner = torch.linspace(-1, 1, 7),torch.linspace(-.85, .85, 5)
+    t = torch.cat([outer, outer[1:-1].flip(0), inner, inner[1:-1].flip(0)])
+    edge = torch.tensor([0]*7 + [3]*5 + [1]*5 + [2]*3)
+    return t*mouth_width(p),torch.stack(lip_curves(p, t))[edge,:,torch.arange(20)].T
 
 # %% ../nbs/20_toyfaces.ipynb #6b9fe631
 def face_landmarks(
@@ -265,35 +344,34 @@ def face_landmarks(
     size:int=48, # height and width of the image in pixels
 )->Tensor: # (n,68,2) float32, (x,y) in pixels, pixel centres, iBUG order
     "The 68 landmarks of each face"
-    p = SimpleNamespace(**{k: v.flatten()[:,None] for k,v in vars(p).items() if k!='au'}, au={k: v.flatten()[:,None] for k,v in p.au.items()})
-    ones = torch.ones_like(p.scale)
-    angle = torch.linspace(math.pi+.15, -.15, 17)
-    y = angle.sin()*torch.where(angle.sin()<0, p.skull, p.chin + 1.6*p.au[26])
-    jaw = p.head_width*(1 - p.jaw*angle.sin().clamp(min=0)**2)*angle.cos(),y
-    side,v = brow_curve(p, torch.linspace(0, 1, 5))
-    brows = torch.cat([-side.flip(1), side], 1),torch.cat([v.flip(1), v], 1)
-    tip = p.nose_length - 2.6 - p.au[9]
-    ridge = torch.linspace(0, 1, 4)
-    base = torch.linspace(-1, 1, 5)
-    nose = (torch.cat([0*ridge*ones, base*(p.nose_width+.4*p.au[9])], 1) + .9*p.yaw,
-            torch.cat([-3.5 + ridge*(tip+3.5), tip + 1.8 - .5*base**2], 1))
-    t = torch.tensor([-1., -1/3, 1/3, 1, 1/3, -1/3])
-    upper,lower = lids(p, t)
-    v = torch.where(torch.arange(6)<3, upper, lower)
-    eyes = torch.cat([-p.eye_distance + t*p.eye_width, p.eye_distance + t*p.eye_width], 1),torch.cat([v, v], 1)
-    outer,inner = torch.linspace(-1, 1, 7),torch.linspace(-.85, .85, 5)
-    t = torch.cat([outer, outer[1:-1].flip(0), inner, inner[1:-1].flip(0)])
-    rows = torch.tensor([0]*7 + [3]*5 + [1]*5 + [2]*3)
-    mouth = t*mouth_width(p),torch.stack(lip_curves(p, t))[rows,:,torch.arange(20)].T
-    u,v = (torch.cat(parts, 1) for parts in zip(brows, nose, eyes, mouth))
-    x = torch.cat([jaw[0], u/(1 + .16*p.yaw*torch.where(u<0, -1., 1.)) + 3.2*p.yaw], 1)
-    y = torch.cat([jaw[1], v + 1.2*p.pitch], 1)
+    flat = {k: v.flatten()[:,None] for k,v in vars(p).items() if k!='au'}
+    p = SimpleNamespace(**flat, au={k: v.flatten()[:,None] for k,v in p.au.items()})
+    jaw_x,jaw_y = _jaw_points(p)
+    parts = (points(p) for points in (_brow_points, _nose_points, _eye_points, _mouth_points))
+    u,v = (torch.cat(values, 1) for values in zip(*parts))
+    x = torch.cat([jaw_x, u/(1 + .16*p.yaw*torch.where(u<0, -1., 1.)) + 3.2*p.yaw], 1)
+    y = torch.cat([jaw_y, v + 1.2*p.pitch], 1)
     cos,sin = torch.deg2rad(p.roll).cos()*p.scale,torch.deg2rad(p.roll).sin()*p.scale
     return torch.stack([cos*x - sin*y + p.shift_x, sin*x + cos*y + p.shift_y], -1)*size/48 + size/2 - .5
+
+# %% ../nbs/20_toyfaces.ipynb #750af323
+def _draw_chunk(labels, generator, size):
+    "Images, regions and landmarks of a few faces"
+    p = face_parameters(labels, generator)
+    g,canvas = face_geometry(p, size),torch.empty(len(labels), size, size)
+    regions = torch.zeros(len(labels), size, size, dtype=torch.uint8)
+    draw_head(canvas, p, g)
+    for draw,region in ((draw_nose,'nose'), (draw_eyes,'eyes'), (draw_mouth,'mouth'), (draw_brows,'brows')):
+        regions.masked_fill_(draw(canvas, p, g), REGIONS.index(region))
+    draw_front(canvas, p, g)
+    canvas.sub_(.5).mul_(p.contrast).add_(.5 + p.brightness)
+    canvas.add_(torch.randn(canvas.shape, generator=generator).mul_(p.noise))
+    return canvas.clamp_(0, 1).mul_(255).round_().byte(),regions,face_landmarks(p, size)
 
 # %% ../nbs/20_toyfaces.ipynb #13771634
 ToyFaces = namedtuple('ToyFaces', 'images regions landmarks')
 
+# %% ../nbs/20_toyfaces.ipynb #50f5ed02
 def draw_faces(
     labels:Tensor, # (n,) int, index into `EMOTIONS`: the expression of each face
     seed:int=42, # who they are; the same seed gives the same people, whatever the labels
@@ -301,20 +379,13 @@ def draw_faces(
 )->ToyFaces: # images and regions (n,size,size) uint8, landmarks (n,68,2) float32 in pixels
     "Draw faces with the given expressions"
     labels = torch.as_tensor(labels)
-    if labels.ndim!=1 or not len(labels): raise ValueError(f'labels are of shape {tuple(labels.shape)}: give one number for each face, (n,)')
+    if labels.ndim!=1 or not len(labels):
+        raise ValueError(f'labels are of shape {tuple(labels.shape)}: give one number for each face, (n,)')
     if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < len(EMOTIONS):
-        raise ValueError(f'labels go from {labels.min()} to {labels.max()}: give whole numbers from 0 ({EMOTIONS[0]}) to 6 ({EMOTIONS[6]})')
-    generator,chunks = torch.Generator().manual_seed(seed),[]
-    for chunk in labels.long().split(128):
-        p = face_parameters(chunk, generator)
-        g,canvas = face_geometry(p, size),torch.empty(len(chunk), size, size)
-        regions = torch.zeros(len(chunk), size, size, dtype=torch.uint8)
-        draw_head(canvas, p, g)
-        for draw,region in ((draw_nose,'nose'), (draw_eyes,'eyes'), (draw_mouth,'mouth'), (draw_brows,'brows')):
-            regions.masked_fill_(draw(canvas, p, g), REGIONS.index(region))
-        draw_front(canvas, p, g)
-        canvas.sub_(.5).mul_(p.contrast).add_(.5 + p.brightness).add_(torch.randn(canvas.shape, generator=generator).mul_(p.noise))
-        chunks.append((canvas.clamp_(0, 1).mul_(255).round_().byte(), regions, face_landmarks(p, size)))
+        raise ValueError(f'labels go from {labels.min()} to {labels.max()}: '
+                         f'give whole numbers from 0 ({EMOTIONS[0]}) to 6 ({EMOTIONS[6]})')
+    generator = torch.Generator().manual_seed(seed)
+    chunks = [_draw_chunk(chunk, generator, size) for chunk in labels.long().split(128)]
     return ToyFaces(*(torch.cat(parts) for parts in zip(*chunks)))
 
 # %% ../nbs/20_toyfaces.ipynb #794403a4

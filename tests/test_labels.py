@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import Callback, CancelFitException, CrossEntropyLossFlat, Learner
+from fastai.vision.all import Callback, CancelFitException, CrossEntropyLossFlat, DataLoaders, Learner
 from torch import nn
 
 from fer_perturb.data import USAGES, FERData
@@ -94,3 +94,9 @@ def test_rare_classes_weigh_and_come_as_much_as_others(faces):
     assert shown.max()/shown.min()<1.5<counts.max()/counts.min()
     assert torch.equal(torch.cat(spy.seen[False])[:len(rare.part('PublicTest'))], rare.part('PublicTest').labels)
     with pytest.raises(ValueError, match='no training image of disgust'): class_weights(faces[faces.labels!=1])
+
+def test_loaders_of_other_data_are_refused():
+    other = DataLoaders.from_dsets([(torch.zeros(1,48,48), 0)]*4, [(torch.zeros(1,48,48), 0)], bs=2)
+    with pytest.raises(ValueError, match='not made from a FERData'): balance_classes(other)
+    learn = Learner(other, nn.Sequential(nn.Flatten(), nn.Linear(48*48, 7)), CrossEntropyLossFlat(), cbs=DrawLabels())
+    with pytest.raises(ValueError, match='no votes'), learn.no_bar(), learn.no_logging(): learn.fit(1)
