@@ -154,7 +154,7 @@ def write_run(run, training, material, place, seconds):
     labels,alone = (v[test][:n] for v in (material.faces.labels.cpu(), ~twin_elsewhere(material.faces)))
     classes = {name: p.argmax(1).byte().numpy() for name,p in found.items()}
     write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': c[:n] for name,c in classes.items()})
-    write_arrays(place.work(run)/'private.npz', {f'PrivateTest/{name}': c[n:] for name,c in classes.items()})
+    write_arrays(place.sealed(run), {f'PrivateTest/{name}': c[n:] for name,c in classes.items()})
     public = {name: scores(p[:n], labels, material.faces.vocab, alone) for name,p in found.items()}
     write_json(place.record(run), dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'),
         trainer='recorded steps', hardware=hardware(device), versions=versions(), minutes=round(seconds/60, 3),
