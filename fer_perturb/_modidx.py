@@ -337,6 +337,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.variants': ('experiments.html#variants', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.versions': ('experiments.html#versions', 'fer_perturb/experiments.py'),
+                                         'fer_perturb.experiments.with_needs': ( 'experiments.html#with_needs',
+                                                                                 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.write_arrays': ( 'experiments.html#write_arrays',
                                                                                    'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.write_faces': ( 'experiments.html#write_faces',

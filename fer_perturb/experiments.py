@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['map_fields', 'same', 'core', 'more', 'quarter', 'h200', 'toys', 'grids', 'landmark_parts', 'paper_accuracy', 'Run',
-           'check_fair', 'seeded', 'find_grid', 'face_parts', 'Material', 'find_material', 'NoiseMaps', 'CentreMaps',
-           'network', 'run_loaders', 'run_learner', 'run_predictions', 'mean_maps', 'runs_folder', 'Place', 'hardware',
-           'versions', 'write_json', 'write_arrays', 'read_json', 'Report', 'clock', 'begin', 'attention_network',
-           'train_run', 'run_title', 'write_results', 'write_faces', 'Stop', 'train_runs', 'run_state', 'run_seconds',
-           'runs_table', 'Results', 'open_private', 'variants', 'right_of', 'comparison', 'arch_answers', 'paper_table',
-           'saliency_sheet', 'cluster_sheet', 'cluster_curve', 'class_bars', 'paper_figure', 'start_workers',
-           'run_grid', 'ray_runs', 'show_runs', 'show_table', 'save_figure', 'attention_report', 'centroid_pixels',
-           'demo']
+           'check_fair', 'seeded', 'with_needs', 'find_grid', 'face_parts', 'Material', 'find_material', 'NoiseMaps',
+           'CentreMaps', 'network', 'run_loaders', 'run_learner', 'run_predictions', 'mean_maps', 'runs_folder',
+           'Place', 'hardware', 'versions', 'write_json', 'write_arrays', 'read_json', 'Report', 'clock', 'begin',
+           'attention_network', 'train_run', 'run_title', 'write_results', 'write_faces', 'Stop', 'train_runs',
+           'run_state', 'run_seconds', 'runs_table', 'Results', 'open_private', 'variants', 'right_of', 'comparison',
+           'arch_answers', 'paper_table', 'saliency_sheet', 'cluster_sheet', 'cluster_curve', 'class_bars',
+           'paper_figure', 'start_workers', 'run_grid', 'ray_runs', 'show_runs', 'show_table', 'save_figure',
+           'attention_report', 'centroid_pixels', 'demo']
 
 # %% ../nbs/52_experiments.ipynb #74b41885
 import hashlib, json, os, platform, signal, sys, time, traceback
@@ -172,7 +172,7 @@ def _h200_forms():
 
 toys = dict(faces='toy 210', epochs=3, arch='test_resnet', optimizer='adamw', bs=16, augment='mirror', phase1_epochs=2)
 
-# %% ../nbs/52_experiments.ipynb #dbd49fd9
+# %% ../nbs/52_experiments.ipynb #0e9f0f37
 grids = dict(
     toy=lambda: seeded('plain own foreign cutmix', 2, **toys),
     forms=lambda: seeded(core, **quarter) + seeded(more, **quarter),
@@ -182,13 +182,18 @@ grids = dict(
     tenth=lambda: seeded(core, part=.1, epochs=30),
     h200_forms=_h200_forms, h200_main=lambda: seeded('plain foreign own patch', epochs=40, phase1_epochs=16, **h200))
 
+def with_needs(
+    runs:list, # of `Run`
+)->list: # of `Run`, each once, and attention networks before those who need them
+    "All that has to be trained"
+    return list({r.name: r for run in runs for r in (run.phase1, run) if r}.values())
+
 def find_grid(
     name:str, # key of `grids`
 )->list: # of `Run`, each once, what is needed before that which needs it
     "The runs of a grid, with the attention networks that they need"
     if name not in grids: raise ValueError(f'no grid is called {name!r}: choose one of {", ".join(grids)}')
-    runs = [r for run in grids[name]() for r in (run.phase1, run) if r]
-    return list({r.name: r for r in runs}.values())
+    return with_needs(grids[name]())
 
 # %% ../nbs/52_experiments.ipynb #6f3a0be3
 landmark_parts = dict(right_eye=('right_brow', 'right_eye'), left_eye=('left_brow', 'left_eye'), nose=('nose',), mouth=('mouth',))
@@ -365,16 +370,17 @@ def run_learner(
     options = {f: getattr(run, f) for f in ('saliency', 'n_clusters', 'keep', 'feature', 'refine', 'one_map')}
     return perturb_learner(dls, network(run, classes, 1 + run.n_clusters*(run.form=='stack')), source, perturb=run.form, **options)
 
-# %% ../nbs/52_experiments.ipynb #81e10005
+# %% ../nbs/52_experiments.ipynb #24a4fdca
 def _answer(learn, data, images): return predict_faces(learn, data.with_columns(images=images.to(data.images.device)))
 
 @torch.no_grad()
 def run_predictions(
     learn:Learner, # trained
     material:Material, # faces
+    names:tuple=None, # sets; all if None
 )->dict: # {set: (m,classes) probabilities}, of PublicTest, then PrivateTest
     "What a network says of all test images"
-    data,sets,found = material.faces[material.test].with_columns(),material.sets,{}
+    data,sets,found = material.faces[material.test].with_columns(),{k: v for k,v in material.sets.items() if k in (names or material.sets)},{}
     for name,images in sets.items():
         found[name] = _answer(learn, data, images)
         if name in ('clean', 'masks', 'reference'): found[f'{name}, two views'] = (found[name] + _answer(learn, data, images.flip(2)))/2
@@ -586,7 +592,7 @@ def run_title(
     "What to call a run in a line"
     return f'{run.name} {"attention" if run.attend else run.form} {run.arch} seed {run.seed}'
 
-# %% ../nbs/52_experiments.ipynb #c5cabe05
+# %% ../nbs/52_experiments.ipynb #8f446c5e
 def write_results(
     run:Run, # settings
     learn:Learner, # trained
@@ -599,7 +605,7 @@ def write_results(
     if run.attend:
         with write_beside(folder/'network.pt') as part: torch.save({k: v.cpu() for k,v in learn.model.state_dict().items()}, part)
     write_faces(material, place)
-    found = run_predictions(learn, material)
+    found = run_predictions(learn, material, ('clean', 'masks') if run.attend else None)
     kept = {name: p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte() for name,p in found.items()}
     write_arrays(place.sealed(run), {f'PrivateTest/{name}': p[n:].numpy() for name,p in kept.items()})
     write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': p[:n].numpy() for name,p in kept.items()} | mean_maps(learn, material))
@@ -652,9 +658,9 @@ class Stop:
     def __exit__(self, *args):
         for number,old in self.old.items(): signal.signal(number, old)
 
-# %% ../nbs/52_experiments.ipynb #f615a210
+# %% ../nbs/52_experiments.ipynb #29e3ad55
 def train_runs(
-    runs:list, # of `Run`, what is needed before that which needs it
+    runs:list, # of `Run`; attention networks that they need are trained, too
     materials, # function of `Run.faces` that gives the `Material`
     place:Place, # where results go
     stop=lambda: False, # whether to end
@@ -664,7 +670,7 @@ def train_runs(
     wait:float=1., # seconds before another look, where all that is left waits for another process
 )->list: # names of runs that failed
     "Train what nobody has finished and nobody works on, until nothing is left"
-    failed = []
+    failed,runs = [],with_needs(runs)
     while not stop():
         left = [r for r in runs if r.name not in failed and not place.finished(r)]
         ready = [r for r in left if not r.phase1 or place.finished(r.phase1)]

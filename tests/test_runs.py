@@ -17,7 +17,7 @@ from fer_perturb import experiments
 from fer_perturb.checkpoint import Claim, process_start, read_checkpoint, training_state, write_checkpoint
 from fer_perturb.experiments import (Material, Place, Results, Run, comparison, find_grid, grids, open_private, paper_figure,
                                      paper_table, read_json, run_grid, runs_table, train_runs)
-from fer_perturb.forms import forms
+from fer_perturb.forms import Form, forms
 from fer_perturb.toyfaces import draw_faces, toy_faces
 
 small = dict(faces='toy 70', epochs=2, arch='test_resnet', optimizer='adamw', bs=16, augment='quick', phase1_epochs=1)
@@ -170,14 +170,14 @@ def test_private_test_is_sealed(monkeypatch, undisturbed):
 def test_tables_and_figures_from_results(monkeypatch, undisturbed):
     monkeypatch.setitem(grids, 'backbones', lambda: [tiny_runs[0], tiny_runs[3]])
     results = Results(undisturbed[0]/'results')
-    assert paper_table(1, results).columns[-1]=='all' and list(paper_table(2, results)['baseline'].columns)==['accuracy %', '95 % interval', 'macro F1']
+    assert paper_table(1, results).columns[-1]=='all' and list(paper_table(2, results, form='cutmix_own')['baseline'].columns)==['accuracy %', '95 % interval', 'macro F1']
     for number in (1, 3): assert paper_figure(number, results).axes
     with pytest.raises(FileNotFoundError, match='fer-perturb run clusters'): paper_figure(5, results)
     with pytest.raises(ValueError, match='choose one of 1, 3, 4'): paper_figure(2, results)
 
 def test_a_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     def broken(batch): raise RuntimeError('no such pixel')
-    monkeypatch.setitem(forms, 'broken', experiments.FormCallback(broken).form)
+    monkeypatch.setitem(forms, 'broken', Form(broken, 'broken', maps=False))
     lines,place,material = [],Place(tmp_path/'r', tmp_path/'w'),toy_material()
     runs = [Run('broken', **small | dict(epochs=1)), Run('erase', **small | dict(epochs=1))]
     assert train_runs(runs, lambda faces: material, place, device='cpu', line=lines.append)==[runs[0].name]
