@@ -12,11 +12,12 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
+from fastcore.basics import patch
 from timm.layers import ClassifierHead
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-import torch.nn.functional as F
 
 # %% ../nbs/30_backbones.ipynb #e96acbd6
 def fine_stem(
@@ -52,11 +53,13 @@ def pooled_vgg(
     model.head = ClassifierHead(model.num_features, model.num_classes, pool_type='avg', drop_rate=drop)
     return model
 
-# %% ../nbs/30_backbones.ipynb #e22f18c6
+# %% ../nbs/30_backbones.ipynb #e10f22c6
 def _residual(n_in, n_out):
     "A ResNet block that changes the number of channels"
-    return BasicBlock(n_in, n_out, downsample=nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out)))
+    shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out))
+    return BasicBlock(n_in, n_out, downsample=shortcut)
 
+# %% ../nbs/30_backbones.ipynb #5127056b
 class ResidualMask(nn.Module):
     "Stress what a small encoder–decoder finds (Pham et al. 2020)"
     def __init__(self,
@@ -73,79 +76,100 @@ class ResidualMask(nn.Module):
         self.last = _residual(widths[1], channels)
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
-    def mask(self,
-        x:Tensor, # (b,c,h,w)
-    )->Tensor: # (b,c,h,w) in [0,1], sums to 1 over the channels
-        "What is to be stressed"
-        levels = [self.down[0](x)]
-        for block in self.down[1:]: levels.append(block(F.max_pool2d(levels[-1], 2)))
-        out = levels.pop()
-        for up,norm,merge in zip(self.up, self.norm, self.merge):
-            skip = levels.pop()
-            out = merge(torch.cat([F.relu(norm(up(out, output_size=skip.shape[-2:]))), skip], dim=1))
-        return self.last(out).softmax(1)
     def forward(self,
         x:Tensor, # (b,c,h,w)
     )->Tensor: # (b,c,h,w)
         return x*(1 + self.mask(x))
 
+# %% ../nbs/30_backbones.ipynb #d3407a4b
+@patch
+def mask(self:ResidualMask,
+    x:Tensor, # (b,c,h,w)
+)->Tensor: # (b,c,h,w) in [0,1], sums to 1 over the channels
+    "What is to be stressed"
+    levels = [self.down[0](x)]
+    for block in self.down[1:]: levels.append(block(F.max_pool2d(levels[-1], 2)))
+    out = levels.pop()
+    for up,norm,merge in zip(self.up, self.norm, self.merge):
+        skip = levels.pop()
+        out = merge(torch.cat([F.relu(norm(up(out, output_size=skip.shape[-2:]))), skip], dim=1))
+    return self.last(out).softmax(1)
+
+# %% ../nbs/30_backbones.ipynb #4022c4ee
 def add_masks(
     model:nn.Module, # a timm ResNet; changed in place
 )->nn.Module: # the same model, each of its layers followed by a `ResidualMask`
     "Make a Residual Masking Network of a ResNet"
     for i,info in enumerate(model.feature_info[1:]):
         name = info['module']
-        model.set_submodule(name, nn.Sequential(model.get_submodule(name), ResidualMask(info['num_chs'], depth=4-i)))
+        mask = ResidualMask(info['num_chs'], depth=4-i)
+        model.set_submodule(name, nn.Sequential(model.get_submodule(name), mask))
     return model
 
 # %% ../nbs/30_backbones.ipynb #34b88d89
 _slim = dict(channels=(32,64,128,256))
 _resnet = dict(zero_init_last=False)
-_adapted = {name: (name, _resnet, None) for name in ('resnet18', 'resnet34', 'resnet50')} # our name: timm's name, its arguments, what is done besides a finer stem
+# our name: timm's name, its arguments, what is done besides a finer stem
+_adapted = {name: (name, _resnet, None) for name in ('resnet18', 'resnet34', 'resnet50')}
 _adapted |= {f'slim_{name}': (name, _resnet | _slim, None) for name in ('resnet18', 'resnet34')}
-_adapted |= dict(slim_resmasking=('resnet18', _resnet | _slim, add_masks), resmasking_resnet18=('resnet18', _resnet, add_masks))
+_adapted |= dict(slim_resmasking=('resnet18', _resnet | _slim, add_masks),
+                 resmasking_resnet18=('resnet18', _resnet, add_masks))
 _adapted |= {name: ('resnet34', _resnet, add_masks) for name in ('resmasking_resnet34', 'resmasking')}
-_adapted |= {name: (name, {}, None) for name in ('densenet121', 'dpn68', 'dpn92')} | dict(vgg16=('vgg16_bn', {}, pooled_vgg))
+_adapted |= {name: (name, {}, None) for name in ('densenet121', 'dpn68', 'dpn92')}
+_adapted |= dict(vgg16=('vgg16_bn', {}, pooled_vgg))
 
 def backbone_names()->list: # names that `create_backbone` adapts to faces
     "Backbones that are adapted to small gray faces"
     return list(_adapted)
 
+# %% ../nbs/30_backbones.ipynb #d9c65c5c
 def _from_timm(name, n_out, pretrained, **kwargs):
     "A timm model; failures to get weights are explained"
     if not pretrained: return timm.create_model(name, num_classes=n_out, **kwargs)
     path = None if isinstance(pretrained, bool) else Path(pretrained).expanduser()
-    if path and not path.exists(): raise FileNotFoundError(f'no weights at {path}: give a .safetensors or .pth file of timm\'s {name}, or pretrained=False')
+    if path and not path.exists():
+        raise FileNotFoundError(f"no weights at {path}: give a .safetensors or .pth file of timm's {name}, "
+                                'or pretrained=False')
     file = dict(pretrained_cfg_overlay=dict(file=str(path))) if path else {}
-    scratch = f'train {name} from scratch (pretrained=False), or give the path of a file with its weights (pretrained="{name}.safetensors")'
-    try: model = timm.create_model(name, pretrained=True, **file, **kwargs) # with timm's own classes: for others, it would not mind missing weights
-    except OSError as e: raise ConnectionError(f'the weights of {name} cannot be fetched, there may be no network: {scratch}') from e
+    scratch = (f'train {name} from scratch (pretrained=False), or give the path of a file with its weights '
+               f'(pretrained="{name}.safetensors")')
+    # with timm's own classes: for others, it would not mind missing weights
+    try: model = timm.create_model(name, pretrained=True, **file, **kwargs)
+    except OSError as e:
+        raise ConnectionError(f'the weights of {name} cannot be fetched, there may be no network: {scratch}') from e
     except RuntimeError as e: raise ValueError(f'the weights do not fit or do not exist ({e}): {scratch}') from e
     model.reset_classifier(n_out)
     return model
 
+# %% ../nbs/30_backbones.ipynb #e108a29c
+def _hint(arch):
+    "Names that are like an unknown one"
+    known = list(dict.fromkeys(backbone_names() + timm.list_models())) # each name once
+    near = difflib.get_close_matches(arch, known, n=3, cutoff=0.5)
+    return f': did you mean {", ".join(near)}?' if near else f': try {", ".join(backbone_names())}'
+
+# %% ../nbs/30_backbones.ipynb #f338a239
 def create_backbone(
     arch:str, # one of `backbone_names`, or any timm model
     n_out:int=7, # number of classes
     n_in:int=1, # input channels; weights from colour photos are adapted to them
     pretrained=False, # True for timm's weights (ImageNet), or the path of a file with weights of that timm model
-    stem_stride:int=2, # the first stage works on 1/2 of the image's side; 1: on all of it; 4: on a quarter, as the originals do (VGG: 1); for `backbone_names`
+    stem_stride:int=2, # 1, 2 or 4: the first stage works on 1/stem_stride of the image's side; for `backbone_names`
 )->nn.Module: # (b,n_in,h,w) in [0,1] -> (b,n_out) logits
     "A network for small faces"
     if stem_stride not in (1, 2, 4): raise ValueError(f'stem_stride is {stem_stride}: choose 1, 2 or 4')
-    if arch in _adapted:
-        name,kwargs,change = _adapted[arch]
-        if pretrained and 'channels' in kwargs: raise ValueError(f'{arch} is narrower than the network that has weights: take {name}, or pretrained=False')
-        model = _from_timm(name, n_out, pretrained, in_chans=n_in, **kwargs)
-        if change is pooled_vgg: pooled_vgg(model, stem_stride)
-        elif stem_stride!=4: fine_stem(model, stem_stride, keep_weights=bool(pretrained))
-        if change is add_masks: add_masks(model)
-        model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | dict(input_size=(n_in, 48, 48))
-        return model
-    if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, backbone_names() + timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(f'no backbone is called {arch!r}' + (f': did you mean {", ".join(near)}?' if near else f': try {", ".join(backbone_names())}'))
-    return _from_timm(arch, n_out, pretrained, in_chans=n_in)
+    if arch not in _adapted:
+        if not timm.is_model(arch): raise ValueError(f'no backbone is called {arch!r}{_hint(arch)}')
+        return _from_timm(arch, n_out, pretrained, in_chans=n_in)
+    name,kwargs,change = _adapted[arch]
+    if pretrained and 'channels' in kwargs:
+        raise ValueError(f'{arch} is narrower than the network that has weights: take {name}, or pretrained=False')
+    model = _from_timm(name, n_out, pretrained, in_chans=n_in, **kwargs)
+    if change is pooled_vgg: pooled_vgg(model, stem_stride)
+    elif stem_stride!=4: fine_stem(model, stem_stride, keep_weights=bool(pretrained))
+    if change is add_masks: add_masks(model)
+    model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | dict(input_size=(n_in, 48, 48))
+    return model
 
 # %% ../nbs/30_backbones.ipynb #e7c31fa5
 def stage_names(
@@ -153,8 +177,10 @@ def stage_names(
 )->list: # names of the modules that end a stage, from fine to coarse
     "The stages that a model reports in `feature_info`, without the stem"
     modules = dict(model.named_modules())
-    last = {i['reduction']: i['module'] for i in getattr(model, 'feature_info', None) or [] if i['module'] in modules}
-    if not last: raise ValueError(f'{type(model).__name__} does not report its stages (feature_info): name the modules that end one, as in stages=["layer1", "layer2"]')
+    reported = getattr(model, 'feature_info', None) or []
+    last = {i['reduction']: i['module'] for i in reported if i['module'] in modules}
+    if not last: raise ValueError(f'{type(model).__name__} does not report its stages (feature_info): '
+                                  'name the modules that end one, as in stages=["layer1", "layer2"]')
     names = list(last.values())
     return names[1:] if len(names)>4 else names
 
@@ -162,47 +188,62 @@ def stage_names(
 def example_image(
     model:nn.Module, # with a convolution
 )->Tensor: # (1,c,h,w) zeros, on the model's device
-    "An image as the model expects it: of the size in timm's configuration, else 48×48, and with the channels of the first convolution"
+    "An image of the size in timm's configuration, else 48×48, and with the channels of the first convolution"
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None: raise ValueError(f'{type(model).__name__} has no convolution to tell the number of channels: give an example image')
+    if first is None: raise ValueError(f'{type(model).__name__} has no convolution to tell the number of channels: '
+                                       'give an example image')
     size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3, 48, 48))[-2:]
     return torch.zeros(1, first.in_channels, *size, device=first.weight.device)
 
+# %% ../nbs/30_backbones.ipynb #c0618774
+def _beside(model, image):
+    "The image as a plain tensor on the model's device"
+    return image.as_subclass(Tensor).to(next(model.parameters(), image).device)
+
+# %% ../nbs/30_backbones.ipynb #dc57c180
 def stage_outputs(
     model:nn.Module, # run in eval mode, its training mode is restored
     stages:list, # names of modules
-    image:Tensor=None, # (b,c,h,w) on the model's device; `example_image` if None
+    image:Tensor=None, # (b,c,h,w) on any device; `example_image` if None
 )->dict: # {name: what the module returns}
-    "What each stage gives out, from one forward pass"
-    missing = [s for s in stages if s not in dict(model.named_modules())]
-    if missing: raise ValueError(f'{type(model).__name__} has no module {missing[0]!r}: choose from {", ".join(n for n,_ in model.named_children())}, and what is inside them')
-    image = example_image(model) if image is None else image
+    "What each stage returns, from one forward pass"
+    kind,missing = type(model).__name__,[s for s in stages if s not in dict(model.named_modules())]
+    if missing:
+        children = ', '.join(n for n,_ in model.named_children())
+        raise ValueError(f'{kind} has no module {missing[0]!r}: choose from {children}, and what is inside them')
+    image = example_image(model) if image is None else _beside(model, image)
     training,outputs = model.training,{s: [] for s in stages}
-    hooks = [model.get_submodule(s).register_forward_hook(lambda module, args, out, s=s: outputs[s].append(out)) for s in stages]
+    def watch(s): return model.get_submodule(s).register_forward_hook(lambda module, args, out: outputs[s].append(out))
+    hooks = [watch(s) for s in stages]
     try:
         with torch.no_grad(): model.eval()(image)
-    except Exception as e: raise ValueError(f'{type(model).__name__} cannot take an image of shape {tuple(image.shape)} ({e}): give an example image that it can') from e
+    except Exception as e:
+        raise ValueError(f'{kind} cannot take an image of shape {tuple(image.shape)} ({e}): '
+                         'give an example image that it can') from e
     finally:
         model.train(training)
         for hook in hooks: hook.remove()
     for s,o in outputs.items():
-        if len(o)!=1: raise ValueError(f'module {s!r} runs {len(o)} times in a forward pass, so it ends no stage: name others')
+        if len(o)!=1: raise ValueError(f'module {s!r} runs {len(o)} times in a forward pass, '
+                                       'so it ends no stage: name others')
     return {s: o for s,(o,) in outputs.items()}
 
 # %% ../nbs/30_backbones.ipynb #e444e902
 def map_sizes(
     model:nn.Module, # without attention
-    image:Tensor=None, # (1,c,h,w) example on the model's device; one of the model's own size if None
+    image:Tensor=None, # (1,c,h,w) example on any device; one of the model's own size if None
 )->list: # height of each stage's feature map in pixels, from fine to coarse
     "The resolution at which each stage's attention works"
-    return [(o if isinstance(o, Tensor) else o[0]).shape[-2] for o in stage_outputs(model, stage_names(model), image).values()]
+    outputs = stage_outputs(model, stage_names(model), image).values()
+    return [(o if isinstance(o, Tensor) else o[0]).shape[-2] for o in outputs]
 
+# %% ../nbs/30_backbones.ipynb #d9664ac6
 def multiply_adds(
     model:nn.Module, # any model
-    image:Tensor, # (1,c,h,w) on the model's device
+    image:Tensor, # (1,c,h,w) on any device
 )->int: # multiplications that are followed by an addition, of one image's forward pass
     "Arithmetic of convolutions, linear layers and attention (FLOPs / 2)"
-    training = model.training
+    training,image = model.training,_beside(model, image)
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(image)
     model.train(training)
     return counter.get_total_flops()//2

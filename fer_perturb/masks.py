@@ -26,48 +26,63 @@ from .landmarks import Landmarks, find_landmarks, fit_mean_face, landmark_groups
 from .readers import load_faces, write_beside
 
 # %% ../nbs/22_masks.ipynb #721d0bf2
-lower_lip = (48, *range(54,61), *range(64,68))
-KeyPoints = namedtuple('KeyPoints', 'points turn')
-
 def crossing(
     curve:Tensor, # (n,k,2), a line of k points
     normal:Tensor, # (n,2), unit normal of a straight line
     offset:Tensor, # (n,): the straight line is where normal·p = offset
 )->Tensor: # (n,2)
-    "Where a curve first passes to the side of a straight line that its normal points to; a curve that does not reach it is prolonged"
+    "Where a curve first passes to the side that the normal points to; a curve that does not reach it is prolonged"
     side = (curve*normal[:,None]).sum(-1) - offset[:,None]
     passes = (side[:,:-1]<=0) & (side[:,1:]>0)
-    k = torch.where(passes.any(1), passes.float().argmax(1), torch.where(side[:,0]>0, 0, side.shape[1]-2))
-    (a,sa),(b,sb) = ((curve.take_along_dim((k+i)[:,None,None], 1)[:,0], side.take_along_dim((k+i)[:,None], 1)[:,0]) for i in (0,1))
+    otherwise = torch.where(side[:,0]>0, 0, side.shape[1]-2)
+    k = torch.where(passes.any(1), passes.float().argmax(1), otherwise)[:,None]
+    a,b = (curve.take_along_dim((k+i)[...,None], 1)[:,0] for i in (0,1))
+    sa,sb = (side.take_along_dim(k+i, 1)[:,0] for i in (0,1))
     step = sb - sa
     return a + (b-a)*(-sa/torch.where(step.abs()<1e-6, 1e-6, step)).clamp(-3, 4)[:,None]
 
+# %% ../nbs/22_masks.ipynb #4f3d4dc1
+lower_lip = (48, *range(54,61), *range(64,68))
+
+def _eye_line(points):
+    "Middle of the eye line (n,2), and the unit vector down the face (n,2)"
+    right,left = (points[:,landmark_groups[f'{side}_eye']].mean(1) for side in ('right', 'left'))
+    along = F.normalize(left-right, dim=-1)
+    return (right+left)/2,torch.stack([-along[:,1], along[:,0]], -1)
+
+# %% ../nbs/22_masks.ipynb #f558ff72
+def _chin(points, middle, down):
+    "Where two lines down the face meet the jaw (n,2), averaged"
+    root,lip = points[:,27],points[:,lower_lip]
+    lowest = lip.take_along_dim((lip*down[:,None]).sum(-1).argmax(1)[:,None,None], 1)[:,0]
+    def meets(start, along):
+        normal = torch.stack([along[:,1], -along[:,0]], -1)
+        return crossing(points[:,landmark_groups['jaw']], normal, (normal*start).sum(-1))
+    return (meets(middle, down) + meets(root, F.normalize(lowest-root, dim=-1)))/2
+
+# %% ../nbs/22_masks.ipynb #8d0ecd24
+def _turn(points):
+    "Angle between the nose and the line from its root to the lower lip (n,), in degrees"
+    nose,mouth = points[:,30]-points[:,27],points[:,lower_lip].mean(1)-points[:,27]
+    return torch.atan2(nose[:,0]*mouth[:,1] - nose[:,1]*mouth[:,0], (nose*mouth).sum(-1)).rad2deg()
+
+# %% ../nbs/22_masks.ipynb #d270419f
+KeyPoints = namedtuple('KeyPoints', 'points turn')
+
 def key_points(
     landmarks:Tensor, # (n,68,2) (x,y) in pixels
-)->KeyPoints: # points (n,6,2): left cheek (in the image), nose, right cheek, right jaw, chin, left jaw; turn (n,) degrees, positive to the image's right
+)->KeyPoints: # points (n,6,2): left cheek, nose, right cheek, right jaw, chin, left jaw, as seen; turn (n,) degrees
     "The six points that hold a mask, and how far the head is turned"
     points = landmarks.double()
     jaw,root,tip = points[:,landmark_groups['jaw']],points[:,27],points[:,30]
-    eyes = [points[:,landmark_groups[f'{side}_eye']].mean(1) for side in ('right', 'left')]
-    along,middle = F.normalize(eyes[1]-eyes[0], dim=-1),(eyes[0]+eyes[1])/2
-    down = torch.stack([-along[:,1], along[:,0]], -1)
-    lip = points[:,lower_lip]
-    depth = (lip*down[:,None]).sum(-1)
-    lowest,lip = lip.take_along_dim(depth.argmax(1)[:,None,None], 1)[:,0],lip.mean(1)
-    heights = (middle*down).sum(-1) + (tip-root)[:,1],depth.amax(1)
-    (left_cheek,right_cheek),(left_jaw,right_jaw) = ((crossing(jaw[:,:9], down, h), crossing(jaw[:,8:].flip(1), down, h)) for h in heights)
-    chins = []
-    for start,direction in ((middle, down), (root, F.normalize(lowest-root, dim=-1))):
-        normal = torch.stack([direction[:,1], -direction[:,0]], -1)
-        chins.append(crossing(jaw, normal, (normal*start).sum(-1)))
-    nose,mouth = tip-root,lip-root
-    turn = torch.atan2(nose[:,0]*mouth[:,1] - nose[:,1]*mouth[:,0], (nose*mouth).sum(-1)).rad2deg()
-    return KeyPoints(torch.stack([left_cheek, (root+tip)/2, right_cheek, right_jaw, (chins[0]+chins[1])/2, left_jaw], 1), turn)
+    middle,down = _eye_line(points)
+    halves = jaw[:,:9],jaw[:,8:].flip(1)
+    heights = (middle*down).sum(-1) + (tip-root)[:,1],(points[:,lower_lip]*down[:,None]).sum(-1).amax(1)
+    (left_cheek,right_cheek),(left_jaw,right_jaw) = ([crossing(half, down, h) for half in halves] for h in heights)
+    six = [left_cheek, (root+tip)/2, right_cheek, right_jaw, _chin(points, middle, down), left_jaw]
+    return KeyPoints(torch.stack(six, 1), _turn(points))
 
 # %% ../nbs/22_masks.ipynb #e72f2dc9
-front_points = torch.tensor([[-.734,.221], [0,0], [.734,.221], [.547,.73], [0,1], [-.547,.73]], dtype=torch.float64)
-side_points = torch.tensor([[-1.072,.332], [0,0], [.358,.158], [.265,.679], [0,1], [-.82,.815]], dtype=torch.float64)
-
 def homography(
     source:Tensor, # (n,k,2), k≥4 points in a plane
     target:Tensor, # (n,k,2), where they shall come to lie
@@ -76,18 +91,42 @@ def homography(
     x,y = source.double().unbind(-1)
     u,v = target.double().unbind(-1)
     zero,one = torch.zeros_like(x),torch.ones_like(x)
-    rows = torch.cat([torch.stack([x, y, one, zero, zero, zero, -x*u, -y*u], -1), torch.stack([zero, zero, zero, x, y, one, -x*v, -y*v], -1)], 1)
+    rows = torch.cat([torch.stack([x, y, one, zero, zero, zero, -x*u, -y*u], -1),
+                      torch.stack([zero, zero, zero, x, y, one, -x*v, -y*v], -1)], 1)
     entries = torch.linalg.lstsq(rows, torch.cat([u, v], 1)[...,None]).solution[...,0]
     return torch.cat([entries, torch.ones_like(entries[:,:1])], 1).view(-1, 3, 3)
 
+# %% ../nbs/22_masks.ipynb #4b9c61ef
 def apply_homography(
     matrices:Tensor, # (n,3,3)
     points:Tensor, # (n,…,2), or (1,…,2) for the same points in every image
 )->tuple: # mapped points (n,…,2) and their denominators (n,…), positive in front of the camera
     "Map points"
-    x = torch.cat([points, torch.ones_like(points[...,:1])], -1).flatten(1, -2) @ matrices.transpose(1, 2).to(points.dtype)
-    x = x.view(len(matrices), *points.shape[1:-1], 3)
+    x = torch.cat([points, torch.ones_like(points[...,:1])], -1).flatten(1, -2)
+    x = (x @ matrices.transpose(1, 2).to(points.dtype)).view(len(matrices), *points.shape[1:-1], 3)
     return x[...,:2]/torch.where(x[...,2:].abs()<1e-6, 1e-6, x[...,2:]),x[...,2]
+
+# %% ../nbs/22_masks.ipynb #ac4cd571
+front_points = torch.tensor([[-.734,.221], [0,0], [.734,.221], [.547,.73], [0,1], [-.547,.73]], dtype=torch.float64)
+side_points = torch.tensor([[-1.072,.332], [0,0], [.358,.158], [.265,.679], [0,1], [-.82,.815]], dtype=torch.float64)
+
+# %% ../nbs/22_masks.ipynb #aa8ba722
+def _plane_points(turn, max_turn):
+    "Six points in the plane (n,6,2) for heads that are turned so far; side, mirrored (n,) bool"
+    side,mirrored = turn.abs()>max_turn,turn<-max_turn
+    flipped = side_points[[2,1,0,5,4,3]]*torch.tensor([-1.,1.])
+    turned = torch.where(mirrored[:,None,None], flipped, side_points)
+    return torch.where(side[:,None,None], turned, front_points),side,mirrored
+
+# %% ../nbs/22_masks.ipynb #233e0411
+def _is_sound(matrices, points):
+    "Is this plane seen from the front, at all of these points (n,k,2) (n,)"
+    steps = torch.tensor([[0.,0], [.01,0], [0,.01]], dtype=torch.float64)
+    corners,depth = apply_homography(matrices, points[:,:,None]+steps)
+    across,down = corners[:,:,1]-corners[:,:,0],corners[:,:,2]-corners[:,:,0]
+    area = (across[...,0]*down[...,1]-across[...,1]*down[...,0])*1e4
+    even = (area>area.median(1, keepdim=True).values/20).all(1) # no corner shrinks to nothing
+    return (depth>.2).flatten(1).all(1) & even & (area.amin(1)>0)
 
 # %% ../nbs/22_masks.ipynb #35ff1fb7
 Placement = namedtuple('Placement', 'plane side mirrored refit')
@@ -97,47 +136,32 @@ def place_mask(
     max_turn:float=13., # degrees beyond which a mask is seen from its side
 )->Placement: # plane (n,3,3), from pixels to the mask's plane; side, mirrored, refit (n,) bool
     "Where the mask's plane lies in each image"
-    def plane_points(turn):
-        side,mirrored = turn.abs()>max_turn,turn<-max_turn
-        flipped = side_points[[2,1,0,5,4,3]]*torch.tensor([-1.,1])
-        return torch.where(side[:,None,None], torch.where(mirrored[:,None,None], flipped, side_points), front_points),side,mirrored
     points,turn = key_points(landmarks)
-    source,side,mirrored = plane_points(turn)
+    source,side,mirrored = _plane_points(turn, max_turn)
     matrices = homography(source, points)
-    # a sound plane is in front of the camera, and small steps to the right and down stay a right-handed pair
-    steps = torch.tensor([[0.,0], [.01,0], [0,.01]], dtype=torch.float64)
-    (corners,depth) = apply_homography(matrices, source[:,:,None]+steps)
-    across,down = corners[:,:,1]-corners[:,:,0],corners[:,:,2]-corners[:,:,0]
-    area = (across[...,0]*down[...,1]-across[...,1]*down[...,0])*1e4
-    sound = (depth>.2).flatten(1).all(1) & (area>area.median(1, keepdim=True).values/20).all(1) & (area.amin(1)>0)
-    refit = ~sound
-    if refit.any():
-        points = key_points(fit_mean_face(landmarks[refit])).points
-        matrices[refit] = homography(front_points.expand_as(points), points)
-    side,mirrored = side & sound,mirrored & sound
-    return Placement(torch.linalg.inv(matrices), side, mirrored, refit)
+    sound = _is_sound(matrices, source)
+    if not sound.all():
+        points = key_points(fit_mean_face(landmarks[~sound])).points
+        matrices[~sound] = homography(front_points.expand_as(points), points)
+    return Placement(torch.linalg.inv(matrices), side & sound, mirrored & sound, ~sound)
 
-# %% ../nbs/22_masks.ipynb #e4c39f7e
+# %% ../nbs/22_masks.ipynb #80dc4847
 plane_size = 160,256 # height and width of the drawings, in pixels: 80 of them are one unit of the plane
 plane_origin = .5,1.6 # y and x of the plane's (0,0), from the drawing's top left, in units
-MASKS = dict(
-    surgical=dict(
-        front=[(0,-.055), (.06,-.05), (.16,-.025), (.56,.11), (.65,.15), (.685,.2), (.65,.42), (.62,.58), (.58,.66), (.45,.78), (.32,.88), (.2,.95), (.1,.99), (0,1)],
-        side=[(.19,0), (.34,.03), (.38,.07), (.44,.27), (.46,.45), (.45,.61), (.4,.82), (.26,1.01), (.2,1.06), (.12,1.09), (-.06,1.09), (-.37,1), (-.54,.89), (-.66,.79),
-              (-.58,.72), (-.55,.7), (-.56,.61), (-.6,.47), (-.66,.38), (-.73,.28), (.05,.01)],
-        creases=[[(0,.47), (.3,.46), (.55,.5)], [(0,.7), (.3,.66), (.55,.6)], [(0,.86), (.25,.8), (.4,.72)]],
-        side_creases=[[(-.5,.58), (-.1,.54), (.35,.5)], [(-.5,.74), (-.1,.76), (.35,.74)], [(-.4,.9), (-.1,.94), (.25,.92)]],
-        straps=[], side_straps=[[(-.7,.32), (-.89,.3)], [(-.62,.75), (-.68,.74)]], tone=(-.08,.08), plain=1.),
-    cloth=dict(
-        front=[(0,-.07), (.1,-.05), (.28,.06), (.5,.14), (.68,.16), (.72,.3), (.69,.5), (.6,.68), (.44,.84), (.25,.98), (.1,1.03), (0,1.04)],
-        side=[(.1,-.03), (.24,.0), (.36,.09), (.47,.3), (.52,.48), (.47,.66), (.4,.86), (.27,1.03), (.1,1.11), (-.1,1.11), (-.4,1.02), (-.62,.88), (-.8,.72), (-.86,.5), (-.84,.3), (-.5,.24), (-.2,.13)],
-        creases=[[(0,-.05), (0,.5), (0,1.03)]], side_creases=[[(.15,0), (.46,.42), (.2,1.05)]],
-        straps=[[(.68,.2), (.84,.1)], [(.66,.6), (.82,.5)]], side_straps=[[(-.82,.34), (-1.02,.25)], [(-.8,.68), (-1,.55)]], tone=(-.45,.25), plain=.3),
-    n95=dict(
-        front=[(0,-.06), (.09,-.04), (.16,.05), (.3,.17), (.47,.28), (.57,.42), (.58,.58), (.5,.76), (.36,.91), (.2,1), (0,1.03)],
-        side=[(.12,-.02), (.24,.0), (.36,.1), (.5,.3), (.58,.47), (.52,.66), (.42,.86), (.27,1.03), (.1,1.1), (-.1,1.09), (-.35,.99), (-.54,.82), (-.6,.6), (-.5,.38), (-.3,.22), (-.1,.08)],
-        creases=[[(0,.02), (0,.5), (0,1)], [(-.2,.0), (0,-.02), (.2,.08)]], side_creases=[[(.2,.02), (.52,.46), (.2,1.04)], [(-.05,.06), (.1,.04), (.25,.04)]],
-        straps=[[(.5,.36), (.85,.08)], [(.54,.66), (.8,.62)]], side_straps=[[(-.5,.45), (-1.1,.25)], [(-.58,.7), (-.95,.75)]], tone=(.02,.3), plain=1.))
+
+def _layer(shapes, scale, width=None):
+    "Lines of that width in the plane, or filled outlines if None: (1,1,*plane_size) in [0,1]"
+    unit,(height,columns) = plane_size[0]/2*scale,plane_size
+    image = Image.new('L', (columns*scale, height*scale))
+    draw = ImageDraw.Draw(image)
+    for shape in shapes:
+        pixels = [((x+plane_origin[1])*unit, (y+plane_origin[0])*unit) for x,y in shape]
+        if width is None: draw.polygon(pixels, fill=255)
+        else: draw.line(pixels, fill=255, width=round(width*unit), joint='curve')
+    return F.avg_pool2d(torch.from_numpy(np.array(image)).float()[None,None]/255, scale)
+
+# %% ../nbs/22_masks.ipynb #c1d1f332
+def _blur(x, side): return F.avg_pool2d(F.pad(x, (side//2,)*4, mode='replicate'), side, 1)
 
 def draw_template(
     outline:list, # (x,y) in the plane
@@ -146,21 +170,47 @@ def draw_template(
     scale:int=4, # times finer than the result that it is drawn
 )->Tensor: # (2,*plane_size) float32: alpha in [0,1], shade around 1
     "Draw one mask in its plane"
-    unit,(height,width) = plane_size[0]/2*scale,plane_size
-    def layer(): return Image.new('L', (width*scale, height*scale))
-    def pixels(points): return [((x+plane_origin[1])*unit, (y+plane_origin[0])*unit) for x,y in points]
-    def finish(image): return F.avg_pool2d(torch.from_numpy(np.array(image)).float()[None,None]/255, scale)
-    body,lines,bands = layer(),layer(),layer()
-    ImageDraw.Draw(body).polygon(pixels(outline), fill=255)
-    for line in straps: ImageDraw.Draw(bands).line(pixels(line), fill=255, width=round(.05*unit), joint='curve')
-    for line in creases: ImageDraw.Draw(lines).line(pixels(line), fill=255, width=round(.035*unit), joint='curve')
-    body,lines,bands = (finish(i) for i in (body, lines, bands))
-    def blur(x, size): return F.avg_pool2d(F.pad(x, (size//2,)*4, mode='replicate'), size, 1)
-    y = (torch.arange(height)+.5)/height*2 - plane_origin[0]
-    rim = ((1-blur(body, 5))*body).clamp(max=.5)
-    shade = 1.1 - .22*y[:,None] + .7*rim*(1.1-y[:,None]).clamp(0, 1) - .3*blur(lines, 3) + .12*blur(lines, 9)
+    body,lines,bands = _layer([outline], scale),_layer(creases, scale, .035),_layer(straps, scale, .05)
+    height = plane_size[0]
+    y = ((torch.arange(height)+.5)/height*2 - plane_origin[0])[:,None]
+    rim = ((1-_blur(body, 5))*body).clamp(max=.5)
+    shade = 1.1 - .22*y + .7*rim*(1.1-y).clamp(0, 1) - .3*_blur(lines, 3) + .12*_blur(lines, 9)
     return torch.cat([torch.maximum(body, bands), torch.where(body>0, shade, 1.25)], 1)[0]
 
+# %% ../nbs/22_masks.ipynb #e4c39f7e
+MASKS = dict(surgical=dict(
+    front=[(0,-.055), (.06,-.05), (.16,-.025), (.56,.11), (.65,.15), (.685,.2), (.65,.42), (.62,.58), (.58,.66),
+           (.45,.78), (.32,.88), (.2,.95), (.1,.99), (0,1)],
+    side=[(.19,0), (.34,.03), (.38,.07), (.44,.27), (.46,.45), (.45,.61), (.4,.82), (.26,1.01), (.2,1.06),
+          (.12,1.09), (-.06,1.09), (-.37,1), (-.54,.89), (-.66,.79), (-.58,.72), (-.55,.7), (-.56,.61), (-.6,.47),
+          (-.66,.38), (-.73,.28), (.05,.01)],
+    creases=[[(0,.47), (.3,.46), (.55,.5)], [(0,.7), (.3,.66), (.55,.6)], [(0,.86), (.25,.8), (.4,.72)]],
+    side_creases=[[(-.5,.58), (-.1,.54), (.35,.5)], [(-.5,.74), (-.1,.76), (.35,.74)],
+                  [(-.4,.9), (-.1,.94), (.25,.92)]],
+    straps=[], side_straps=[[(-.7,.32), (-.89,.3)], [(-.62,.75), (-.68,.74)]], tone=(-.08,.08), plain=1.))
+
+# %% ../nbs/22_masks.ipynb #91a16040
+MASKS['cloth'] = dict(
+    front=[(0,-.07), (.1,-.05), (.28,.06), (.5,.14), (.68,.16), (.72,.3), (.69,.5), (.6,.68), (.44,.84), (.25,.98),
+           (.1,1.03), (0,1.04)],
+    side=[(.1,-.03), (.24,.0), (.36,.09), (.47,.3), (.52,.48), (.47,.66), (.4,.86), (.27,1.03), (.1,1.11), (-.1,1.11),
+          (-.4,1.02), (-.62,.88), (-.8,.72), (-.86,.5), (-.84,.3), (-.5,.24), (-.2,.13)],
+    creases=[[(0,-.05), (0,.5), (0,1.03)]], side_creases=[[(.15,0), (.46,.42), (.2,1.05)]],
+    straps=[[(.68,.2), (.84,.1)], [(.66,.6), (.82,.5)]],
+    side_straps=[[(-.82,.34), (-1.02,.25)], [(-.8,.68), (-1,.55)]], tone=(-.45,.25), plain=.3)
+
+# %% ../nbs/22_masks.ipynb #de00f740
+MASKS['n95'] = dict(
+    front=[(0,-.06), (.09,-.04), (.16,.05), (.3,.17), (.47,.28), (.57,.42), (.58,.58), (.5,.76), (.36,.91), (.2,1),
+           (0,1.03)],
+    side=[(.12,-.02), (.24,.0), (.36,.1), (.5,.3), (.58,.47), (.52,.66), (.42,.86), (.27,1.03), (.1,1.1), (-.1,1.09),
+          (-.35,.99), (-.54,.82), (-.6,.6), (-.5,.38), (-.3,.22), (-.1,.08)],
+    creases=[[(0,.02), (0,.5), (0,1)], [(-.2,.0), (0,-.02), (.2,.08)]],
+    side_creases=[[(.2,.02), (.52,.46), (.2,1.04)], [(-.05,.06), (.1,.04), (.25,.04)]],
+    straps=[[(.5,.36), (.85,.08)], [(.54,.66), (.8,.62)]],
+    side_straps=[[(-.5,.45), (-1.1,.25)], [(-.58,.7), (-.95,.75)]], tone=(.02,.3), plain=1.)
+
+# %% ../nbs/22_masks.ipynb #eb0fe4d0
 @lru_cache
 def mask_template(
     kind:str, # key of `MASKS`
@@ -182,8 +232,10 @@ def image_numbers(
     weights = torch.randint(-2**62, 2**62, (images[0].numel(),8), generator=generator)
     start = torch.randint(-2**62, 2**62, (8,), generator=generator)
     # a sum that overflows is a hash: it is the sum modulo 2^64
-    return torch.cat([((x.flatten(1).long()@weights + start) >> 11 & (2**53-1)).double()/2**53 for x in images.split(512)])
+    sums = (x.flatten(1).long()@weights + start for x in images.split(512))
+    return torch.cat([(s >> 11 & (2**53-1)).double()/2**53 for s in sums])
 
+# %% ../nbs/22_masks.ipynb #c758c3ec
 def pixel_grid(
     size:tuple, # (height, width) of the image in pixels
     scale:int=4, # how many times finer the grid is
@@ -192,6 +244,7 @@ def pixel_grid(
     y,x = ((torch.arange(s*scale)+.5)/scale - .5 for s in size)
     return torch.stack([x[None,:].expand(len(y),-1), y[:,None].expand(-1,len(x))], -1)[None]
 
+# %% ../nbs/22_masks.ipynb #c4bb7428
 def pattern(
     plane:Tensor, # (n,h,w,2) position in the mask's plane
     numbers:Tensor, # (n,2) in [0,1): which pattern, how fine
@@ -202,6 +255,30 @@ def pattern(
     drawn = torch.stack([soft(y.sin()), soft(x.sin()), soft(2*x.sin()*y.sin()), soft(x.sin()+y.sin()-.8)])
     return drawn[(numbers[:,0]*4).long(),torch.arange(len(plane))]
 
+# %% ../nbs/22_masks.ipynb #05ca772e
+def _worn(landmarks, chosen, grid):
+    "Where a grid lies in the mask's plane (n,h,w,2); alpha and shade (n,h,w) of the chosen masks there"
+    place = place_mask(landmarks)
+    plane,depth = apply_homography(place.plane, grid)
+    nose = apply_homography(place.plane, landmarks.double()[:,27:31].mean(1, keepdim=True))[1][...,None].float()
+    plane[...,0] *= torch.where(place.mirrored, -1., 1.)[:,None,None]
+    lookup = plane*torch.tensor([2/3.2,1.]) + torch.tensor([plane_origin[1]*2/3.2-1,plane_origin[0]-1])
+    alpha,shade = torch.zeros(2, len(plane), *grid.shape[1:3])
+    views = chosen*2 + place.side
+    for view in views.unique().tolist():
+        rows = torch.where(views==view)[0]
+        drawing = mask_template([*MASKS][view//2], bool(view%2)).expand(len(rows),-1,-1,-1)
+        alpha[rows],shade[rows] = F.grid_sample(drawing, lookup[rows], align_corners=False).unbind(1)
+    return plane,torch.where(depth*nose>0, alpha, 0.),shade
+
+# %% ../nbs/22_masks.ipynb #095e9ba7
+def _tone(images, chosen, numbers):
+    "Brightness of each image's mask (n,), and whether it has a pattern (n,) bool"
+    low,high,plain = torch.tensor([(*m['tone'], m['plain']) for m in MASKS.values()])[chosen].unbind(1)
+    mean = images.float().flatten(1).mean(1)/255
+    return .16 + .78*mean + low + (high-low)*numbers[:,1],numbers[:,3]>plain
+
+# %% ../nbs/22_masks.ipynb #fe1e0807
 Cover = namedtuple('Cover', 'tone alpha')
 
 def draw_masks(
@@ -214,25 +291,11 @@ def draw_masks(
     "A mask for every face"
     n,kinds = len(images),list(MASKS)
     chosen = (numbers[:,0]*len(kinds)).long() if kind=='mixed' else torch.full((n,), kinds.index(kind))
-    place = place_mask(landmarks)
-    grid = pixel_grid(images.shape[1:], scale)
-    plane,depth = apply_homography(place.plane, grid)
-    centre = apply_homography(place.plane, landmarks.double()[:,27:31].mean(1, keepdim=True))[1][...,None].float()
-    plane[...,0] *= torch.where(place.mirrored, -1., 1.)[:,None,None]
-    lookup = plane*torch.tensor([2/3.2,1.]) + torch.tensor([plane_origin[1]*2/3.2-1,plane_origin[0]-1])
-    alpha,shade = torch.zeros(2, n, *grid.shape[1:3])
-    for template in (chosen*2 + place.side).unique().tolist():
-        rows = torch.where(chosen*2 + place.side==template)[0]
-        drawing = mask_template(kinds[template//2], bool(template%2))[None].expand(len(rows),-1,-1,-1)
-        alpha[rows],shade[rows] = F.grid_sample(drawing, lookup[rows], align_corners=False).unbind(1)
-    alpha = torch.where(depth*centre>0, alpha, 0.)
-    low,high,plain = torch.tensor([(*MASKS[k]['tone'], MASKS[k]['plain']) for k in kinds])[chosen].unbind(1)
-    mean = images.float().flatten(1).mean(1)/255
     numbers = numbers.float()
-    tone = .16 + .78*mean + low + (high-low)*numbers[:,1]
+    plane,alpha,shade = _worn(landmarks, chosen, pixel_grid(images.shape[1:], scale))
+    level,printed = _tone(images, chosen, numbers)
     light = 1 + .25*(numbers[:,2]-.5)[:,None,None]*plane[...,0].clamp(-1, 1)
-    tone = tone.clamp(.05, .97)[:,None,None]*shade*light
-    printed = numbers[:,3]>plain
+    tone = level.clamp(.05, .97)[:,None,None]*shade*light
     if printed.any():
         other = (tone[printed] + torch.where(tone[printed].mean((1,2), keepdim=True)<.5, .3, -.3)).clamp(0, 1)
         tone[printed] = tone[printed].lerp(other, pattern(plane[printed], numbers[printed,4:6]))
@@ -240,7 +303,6 @@ def draw_masks(
 
 # %% ../nbs/22_masks.ipynb #13296b74
 OCCLUSIONS = {kind: partial(draw_masks, kind=kind) for kind in (*MASKS, 'mixed')}
-Occluded = namedtuple('Occluded', 'images covered')
 
 def check_landmarks(
     landmarks:Tensor, # wanted: (n,68,2) (x,y) in pixels
@@ -248,11 +310,23 @@ def check_landmarks(
 ):
     "Are these the landmarks of faces in these images"
     n,h,w = images.shape
-    if landmarks.shape!=(n,68,2): raise ValueError(f'landmarks are {tuple(landmarks.shape)}, images {n}: give ({n}, 68, 2), the 68 points (x, y) of each face')
-    for bad,what,advice in ((~landmarks.isfinite().flatten(1).all(1), 'landmarks are NaN or infinite', 'leave these rows out, or give them those of find_landmarks'),
-        (((landmarks<-.5)|(landmarks>landmarks.new_tensor([w,h])-.5)).any(-1).all(1), f'all landmarks lie outside the {h}×{w} image', 'are they in pixels of another size?'),
-        (landmarks.std(1).amin(1)<.01*min(h, w), 'landmarks are not shaped like a face: they fall on one line or point', 'leave these rows out')):
-        if bad.any(): raise ValueError(f'{what} in {int(bad.sum()):,} of {n:,} faces, first in row {int(bad.float().argmax())}: {advice}')
+    if landmarks.shape!=(n,68,2):
+        raise ValueError(f'landmarks are {tuple(landmarks.shape)}, images {n}: '
+                         f'give ({n}, 68, 2), the 68 points (x, y) of each face')
+    def refuse(bad, what, advice):
+        if not bad.any(): return
+        where = f'{int(bad.sum()):,} of {n:,} faces, first in row {int(bad.float().argmax())}'
+        raise ValueError(f'{what} in {where}: {advice}')
+    outside = (landmarks<-.5) | (landmarks>landmarks.new_tensor([w,h])-.5)
+    refuse(~landmarks.isfinite().flatten(1).all(1), 'landmarks are NaN or infinite',
+           'leave these rows out, or give them those of find_landmarks')
+    refuse(outside.any(-1).all(1), f'all landmarks lie outside the {h}×{w} image',
+           'are they in pixels of another size?')
+    refuse(landmarks.std(1).amin(1)<.01*min(h, w),
+           'landmarks are not shaped like a face: they fall on one line or point', 'leave these rows out')
+
+# %% ../nbs/22_masks.ipynb #a1547364
+Occluded = namedtuple('Occluded', 'images covered')
 
 def occlude_images(
     images:Tensor, # (n,h,w) uint8, on the CPU
@@ -265,13 +339,13 @@ def occlude_images(
     if what not in OCCLUSIONS: raise ValueError(f'nothing is called {what!r}: choose one of {", ".join(OCCLUSIONS)}')
     landmarks = torch.as_tensor(landmarks)
     check_landmarks(landmarks, images)
-    results = []
-    chunks = torch.arange(len(images)).split(16)
+    results,chunks = [],torch.arange(len(images)).split(16)
     for rows in progress_bar(chunks, leave=False) if len(chunks)>100 else chunks:
-        tone,alpha = OCCLUSIONS[what](images[rows], landmarks[rows], image_numbers(images[rows], seed), scale=scale)
+        x = images[rows]
+        tone,alpha = OCCLUSIONS[what](x, landmarks[rows], image_numbers(x, seed), scale=scale)
         colour,alpha = F.avg_pool2d(torch.stack([tone*alpha, alpha], 1), scale).unbind(1)
-        mixed = (images[rows]*(1-alpha) + 255*colour).round_().clamp_(0, 255).byte()
-        results.append((torch.where(alpha>1/255, mixed, images[rows]), (255*alpha).round_().byte()))
+        mixed = (x*(1-alpha) + 255*colour).round_().clamp_(0, 255).byte()
+        results.append((torch.where(alpha>1/255, mixed, x), (255*alpha).round_().byte()))
     return Occluded(*(torch.cat(parts) for parts in zip(*results)))
 
 # %% ../nbs/22_masks.ipynb #3537453a
@@ -299,17 +373,19 @@ def draw_sunglasses(
 )->Cover: # tone and alpha (n,h·scale,w·scale) float32 in [0,1]
     "Two dark lenses, bridge and temples"
     right,left = (landmarks[:,landmark_groups[f'{s}_eye']].float().mean(1) for s in ('right', 'left'))
-    across = left - right
-    unit = across.norm(dim=-1).clamp(min=1)
-    along = across/unit[:,None]
+    unit = (left-right).norm(dim=-1).clamp(min=1)
+    along = ((left-right)/unit[:,None])[:,:,None,None]
     p = pixel_grid(images.shape[1:], scale) - ((right+left)/2)[:,None,None]
-    along,unit,numbers = along[:,:,None,None],unit[:,None,None],numbers.float()[...,None,None]
-    x,y = (p[...,0]*along[:,0]+p[...,1]*along[:,1])/unit,(p[...,1]*along[:,0]-p[...,0]*along[:,1])/unit
+    x = (p[...,0]*along[:,0]+p[...,1]*along[:,1])/unit[:,None,None]
+    y = (p[...,1]*along[:,0]-p[...,0]*along[:,1])/unit[:,None,None]
+    numbers = numbers.float()[...,None,None]
     lens = ((x.abs()-.5)/(.4+.05*numbers[:,1])).pow(4) + ((y-.04)/(.28+.06*numbers[:,2])).pow(4) < 1
     frame = (y.abs()<.05) & (x.abs()<1.05)
-    tone = .04 + .12*numbers[:,3] + .12*(y<-.05)*lens
-    return Cover(tone, (lens|frame).float())
+    return Cover(.04 + .12*numbers[:,3] + .12*(y<-.05)*lens, (lens|frame).float())
 
+OCCLUSIONS['sunglasses'] = draw_sunglasses
+
+# %% ../nbs/22_masks.ipynb #ed419870
 def hide_half(
     images:Tensor, # (n,h,w) uint8
     landmarks:Tensor, # (n,68,2) (x,y) in pixels
@@ -324,6 +400,29 @@ def hide_half(
     numbers = numbers.float()[...,None,None]
     return Cover((.1+.8*numbers[:,1]).expand_as(side), (side*torch.where(numbers[:,2]<.5, -1., 1.)>0).float())
 
+OCCLUSIONS['half'] = hide_half
+
+# %% ../nbs/22_masks.ipynb #a8237a90
+def _hand(x, y):
+    "Distance to a hand (n,h,w), negative inside, in hand heights; distances to its nearest two fingers (2,n,h,w)"
+    def finger(x0, y0, x1, y1, width):
+        dx,dy = x1-x0,y1-y0
+        t = (((x-x0)*dx + (y-y0)*dy)/(dx*dx+dy*dy)).clamp(0, 1)
+        return ((x-x0-t*dx).square() + (y-y0-t*dy).square()).sqrt() - width
+    palm = ((x.abs()-.13).clamp(min=0).square() + ((y-.12).abs()-.15).clamp(min=0).square()).sqrt() - .11
+    lengths = (-.18,.32), (-.06,.4), (.06,.37), (.18,.27)
+    fingers = [finger(x0, -.1, 1.2*x0, -.1-length, .062) for x0,length in lengths]
+    parts = torch.stack([palm, *fingers, finger(.2, .2, .45, -.08, .07)])
+    return parts.min(0).values,parts[1:5].topk(2, dim=0, largest=False).values
+
+# %% ../nbs/22_masks.ipynb #bb1eea40
+def _skin(images, points):
+    "Median brightness of the nose (n,) in [0,1]"
+    (h,w),nose = images.shape[1:],points[:,27:36].round().long()
+    rows = torch.arange(len(images))[:,None]
+    return images[rows,nose[...,1].clamp(0, h-1),nose[...,0].clamp(0, w-1)].float().median(1).values/255
+
+# %% ../nbs/22_masks.ipynb #ba93c305
 def draw_hand(
     images:Tensor, # (n,h,w) uint8
     landmarks:Tensor, # (n,68,2) (x,y) in pixels
@@ -331,28 +430,18 @@ def draw_hand(
     scale:int=4, # how many times finer than the image it is drawn
 )->Cover: # tone and alpha (n,h·scale,w·scale) float32 in [0,1]
     "A hand over a random part of the face"
-    n,points,numbers = len(images),landmarks.float(),numbers.float()
+    points,numbers = landmarks.float(),numbers.float()
     height = 1.3*(points[:,8]-points[:,27]).norm(dim=-1).clamp(min=4)
-    centre = points[torch.arange(n),17+(numbers[:,1]*51).long()]
+    centre = points[torch.arange(len(images)),17+(numbers[:,1]*51).long()]
     angle = 2*torch.pi*numbers[:,2]
     p = (pixel_grid(images.shape[1:], scale) - centre[:,None,None])/height[:,None,None,None]
     cos,sin = angle.cos()[:,None,None],angle.sin()[:,None,None]
-    x,y = cos*p[...,0]+sin*p[...,1],cos*p[...,1]-sin*p[...,0]
-    def finger(x0, y0, x1, y1, width):
-        dx,dy = x1-x0,y1-y0
-        t = (((x-x0)*dx + (y-y0)*dy)/(dx*dx+dy*dy)).clamp(0, 1)
-        return ((x-x0-t*dx).square() + (y-y0-t*dy).square()).sqrt() - width
-    palm = ((x.abs()-.13).clamp(min=0).square() + ((y-.12).abs()-.15).clamp(min=0).square()).sqrt() - .11
-    parts = torch.stack([palm, *(finger(x0, -.1, 1.2*x0, -.1-length, .062) for x0,length in ((-.18,.32), (-.06,.4), (.06,.37), (.18,.27))), finger(.2, .2, .45, -.08, .07)])
-    distance,fingers = parts.min(0).values,parts[1:5].topk(2, dim=0, largest=False).values
-    h,w = images.shape[1:]
-    nose = points[:,27:36].round().long()
-    skin = images[torch.arange(n)[:,None],nose[...,1].clamp(0, h-1),nose[...,0].clamp(0, w-1)].float().median(1).values/255
+    distance,fingers = _hand(cos*p[...,0]+sin*p[...,1], cos*p[...,1]-sin*p[...,0])
     # darker towards the outline and where two fingers meet
     shade = (.8 + 4*(-distance).clamp(0, .06)) * (1 - .35*((fingers[1]-fingers[0])<.025)*(fingers[0]<0))
-    return Cover(((skin*.95+.03)[:,None,None]*shade).clamp(0, 1), (distance<0).float())
+    return Cover(((_skin(images, points)*.95+.03)[:,None,None]*shade).clamp(0, 1), (distance<0).float())
 
-OCCLUSIONS |= dict(sunglasses=draw_sunglasses, half=hide_half, hand=draw_hand)
+OCCLUSIONS['hand'] = draw_hand
 
 # %% ../nbs/22_masks.ipynb #95a15cac
 def occlude(
@@ -360,7 +449,7 @@ def occlude(
     what:str, # key of `OCCLUSIONS`
     landmarks=None, # `Landmarks`, or (n,68,2) (x,y) in pixels; those of `find_landmarks` if None
     seed:int=42, # of everything random
-)->FERData: # the same rows; its columns 'covered' (n,h,w) uint8 and 'method' (n,) uint8 say what is hidden, and how the landmarks were found
+)->FERData: # the same rows; 'covered' (n,h,w) uint8 says what is hidden, 'method' (n,) uint8 how landmarks were found
     "Hide the same part of every face"
     if what not in OCCLUSIONS: raise ValueError(f'nothing is called {what!r}: choose one of {", ".join(OCCLUSIONS)}')
     if landmarks is None:
@@ -369,8 +458,9 @@ def occlude(
     points = landmarks.points if isinstance(landmarks, Landmarks) else torch.as_tensor(landmarks)
     images,covered = occlude_images(data.images.cpu(), points.cpu(), what, seed)
     new = dict(images=images, covered=covered, method=landmarks.method if isinstance(landmarks, Landmarks) else None)
-    return data.with_columns(**{name: values if values is None else values.to(data.images.device) for name,values in new.items()})
+    return data.with_columns(**{name: x if x is None else x.to(data.images.device) for name,x in new.items()})
 
+# %% ../nbs/22_masks.ipynb #ef6d75e6
 def maskfer(
     data:FERData, # faces
     landmarks=None, # `Landmarks`, or (n,68,2) (x,y) in pixels; those of `find_landmarks` if None
@@ -378,7 +468,8 @@ def maskfer(
     seed:int=42, # of everything random
 )->FERData: # the same rows, masked
     "MaskFer, from any set of faces"
-    if kind not in (*MASKS, 'mixed'): raise ValueError(f'no mask is called {kind!r}: choose one of {", ".join(MASKS)}, mixed')
+    if kind not in (*MASKS, 'mixed'):
+        raise ValueError(f'no mask is called {kind!r}: choose one of {", ".join(MASKS)}, mixed')
     return occlude(data, kind, landmarks, seed)
 
 # %% ../nbs/22_masks.ipynb #7a5c20e4
@@ -392,6 +483,7 @@ def kaggle_path(
     if stem.split('_')[0] not in USAGES: stem = f'{usage}_{stem}'
     return f'{"train" if usage==USAGES[0] else "test"}/{label}/{stem}.png'
 
+# %% ../nbs/22_masks.ipynb #a0954e2d
 def write_kaggle(
     data:FERData, # faces
     out:Path, # folder that does not exist yet
@@ -401,13 +493,17 @@ def write_kaggle(
     if out.exists(): raise ValueError(f'{out} exists: give the name of a new folder, or remove it')
     paths = [kaggle_path(face.name, face.label, USAGES[u]) for face,u in zip(data, data.usage.tolist())]
     twice = [p for p,c in zip(*np.unique(paths, return_counts=True)) if c>1]
-    if twice: raise ValueError(f'{len(twice):,} files would be written twice, such as {twice[0]}: give the faces distinct names')
+    if twice:
+        raise ValueError(f'{len(twice):,} files would be written twice, such as {twice[0]}: '
+                         'give the faces distinct names')
     with write_beside(out) as part:
         part.mkdir()
-        for path,image in zip(progress_bar(paths, leave=False) if len(paths)>1000 else paths, data.images.cpu().numpy()):
+        shown = progress_bar(paths, leave=False) if len(paths)>1000 else paths
+        for path,image in zip(shown, data.images.cpu().numpy()):
             (part/path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(part/path)
 
+# %% ../nbs/22_masks.ipynb #1f3af6dd
 def mask_set(
     source:Path, # faces, in any form that `load_faces` reads
     out:Path, # folder that does not exist yet

@@ -7,13 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
 from fer_perturb import loaders
+from fer_perturb.attention import add_attention, has_attention
 from fer_perturb.augment import erase_rectangles, random_affine, relight, warp
+from fer_perturb.backbones import create_backbone, map_sizes, multiply_adds, stage_outputs
 from fer_perturb.kmeans import cluster_maps, eq1_features, kmeans_plus_plus, lloyd
+from fer_perturb.learner import SmallFirst, attention_learner, perturb_learner
 from fer_perturb.perturb import Clusterer, ReclusterCallback, cluster_views, drop_cluster, keep_cluster, stack_clusters
 
 
@@ -52,6 +56,18 @@ def images(pretended): return torch.rand(16, 1, 48, 48, device=pretended)
 
 @pytest.fixture
 def clusters(pretended): return torch.zeros(16, 48, 48, dtype=torch.uint8, device=pretended)
+
+def assign_moved(module, move, recurse=True):
+    "What `nn.Module.to` does, without the swap of tensors that pretended ones refuse"
+    for m in module.modules():
+        for name,p in m._parameters.items():
+            if p is not None: m._parameters[name] = nn.Parameter(move(p.data), p.requires_grad)
+        for name,b in m._buffers.items():
+            if b is not None: m._buffers[name] = move(b)
+    return module
+
+@pytest.fixture
+def modules_move(monkeypatch): monkeypatch.setattr(nn.Module, '_apply', assign_moved)
 
 def on_gpu(*tensors): return all(t.device.type=='cuda' for t in tensors)
 
@@ -112,3 +128,27 @@ def test_a_training_step_of_the_callback(images, clusters, pretended, perturb):
     recluster.learn = SimpleNamespace(xb=(images, clusters), yb=(torch.zeros(16, dtype=torch.long, device=pretended),), training=True)
     recluster.before_batch()
     assert on_gpu(*recluster.learn.xb, *recluster.learn.yb) and len(recluster.learn.xb)==1
+
+def test_attention_is_built_from_an_image_on_the_gpu(images, modules_move):
+    "Loaders give GPU images while a new model is still on the CPU: the image goes to the model, not the other way round"
+    model = create_backbone('slim_resnet18')
+    assert map_sizes(model, images[:1])==[24, 12, 6, 3] and multiply_adds(model, images[:1])>0
+    attended = add_attention(model, image=images[:1])
+    assert has_attention(attended) and {p.device.type for p in attended.parameters()}=={'cpu'}
+
+def test_and_from_one_on_the_cpu_for_a_model_on_the_gpu(pretended, modules_move):
+    model = create_backbone('slim_resnet18').to(pretended)
+    assert on_gpu(*stage_outputs(model, ['layer1', 'layer2'], torch.rand(1, 1, 48, 48)).values())
+    assert on_gpu(*add_attention(model, image=torch.rand(1, 1, 48, 48)).parameters())
+
+@pytest.mark.parametrize('build', [attention_learner, lambda dls: perturb_learner(dls, attention='self')], ids=['phase 1', "'self'"])
+def test_learners_are_built_from_loaders_on_the_gpu(images, pretended, modules_move, build):
+    batch = images,torch.zeros(16, dtype=torch.long, device=pretended)
+    dls = SimpleNamespace(c=7, device=torch.device(pretended), one_batch=lambda: batch, train=SimpleNamespace())
+    model = build(dls).model
+    assert has_attention(model) and on_gpu(*model.parameters(), *model.buffers())
+
+def test_small_images_are_tried_where_the_model_is(images):
+    small = SmallFirst()
+    small.learn = SimpleNamespace(model=create_backbone('slim_resnet18'))
+    assert small._takes(images[:1, :, :36, :36])
