@@ -20,8 +20,10 @@ EMOTIONS = ('angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral')
 USAGES = ('Training', 'PublicTest', 'PrivateTest')
 REGIONS = ('none', 'eyes', 'brows', 'nose', 'mouth')
 
-# %% ../nbs/10_data.ipynb #e8895e8a
+# %% ../nbs/10_data.ipynb #9130da8b
 Face = namedtuple('Face', 'image label name')
+
+# %% ../nbs/10_data.ipynb #0798d053
 _dtypes = dict(images=torch.uint8, regions=torch.uint8, clusters=torch.uint8, covered=torch.uint8)
 
 def _as_column(name, values, n, device):
@@ -32,13 +34,32 @@ def _as_column(name, values, n, device):
         if values.dtype.kind!='U': values = torch.as_tensor(values, device=device)
     if len(values)!=n: raise ValueError(f'{n} images, but {len(values)} {name}: every column needs one row per image')
     if not torch.is_tensor(values): return values
-    if values.device!=device: raise ValueError(f'{name} are on {values.device}, the images on {device}: move them there first')
+    if values.device!=device:
+        raise ValueError(f'{name} are on {values.device}, the images on {device}: move them there first')
     if name in ('labels', 'usage'):
         if n and values.is_floating_point(): raise ValueError(f'{name} are {values.dtype}: give whole numbers')
         return values.to(torch.int64 if name=='labels' else torch.uint8)
-    if values.dtype!=_dtypes.get(name, values.dtype): raise ValueError(f'{name} are {values.dtype}: give {_dtypes[name]}')
+    wanted = _dtypes.get(name, values.dtype)
+    if values.dtype!=wanted: raise ValueError(f'{name} are {values.dtype}: give {wanted}')
     return values
 
+# %% ../nbs/10_data.ipynb #f870a27e
+def _checked(old, vocab, **columns):
+    "The old columns, with these among them, after a look at type, length and device"
+    images = columns.get('images', old.get('images'))
+    if images.ndim!=3 or images.dtype!=torch.uint8:
+        raise ValueError(f'images are {images.dtype} {tuple(images.shape)}: give uint8 of shape (n, height, width)')
+    new = {k: _as_column(k, v, len(images), images.device) for k,v in columns.items() if v is not None}
+    for name,values in new.items():
+        if name in _dtypes and values.shape!=images.shape:
+            raise ValueError(f'{name} are {tuple(values.shape)}, the images {tuple(images.shape)}: give the same')
+    labels,last = new.get('labels', []),len(vocab)-1
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= last:
+        raise ValueError(f'labels go from {labels.min()} to {labels.max()}: '
+                         f'with {len(vocab)} classes they must be in 0 to {last}')
+    return {name: values for name,values in old.items() if name not in columns} | new
+
+# %% ../nbs/10_data.ipynb #e8895e8a
 class FERData:
     "Faces in memory, with label, usage and name of each; indexes like a table"
     def __init__(self,
@@ -50,50 +71,58 @@ class FERData:
         regions:Tensor=None, # (n,h,w) uint8, index into `REGIONS`; None if unknown
     ):
         n = len(images)
-        self.columns,self.vocab,self.rows = {},tuple(vocab),torch.arange(n)
-        self.columns = self._checked(images=images, labels=labels, usage=np.zeros(n, np.uint8) if usage is None else usage,
-                                     names=np.arange(n) if names is None else names, regions=regions)
-    def _checked(self, **columns):
-        "All columns, with these among them, after a look at type, length and device"
-        images = columns.get('images', self.columns.get('images'))
-        if images.ndim!=3 or images.dtype!=torch.uint8:
-            raise ValueError(f'images are {images.dtype} {tuple(images.shape)}: give uint8 of shape (n, height, width)')
-        new = {name: _as_column(name, values, len(images), images.device) for name,values in columns.items() if values is not None}
-        for name,values in new.items():
-            if name in _dtypes and values.shape!=images.shape: raise ValueError(f'{name} are {tuple(values.shape)}, the images {tuple(images.shape)}: give the same')
-        labels,n = new.get('labels', []),len(self.vocab)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < n:
-            raise ValueError(f'labels go from {labels.min()} to {labels.max()}: with {n} classes they must be in 0 to {n-1}')
-        return {name: values for name,values in self.columns.items() if name not in columns} | new
-
+        if usage is None: usage = np.zeros(n, np.uint8)
+        if names is None: names = np.arange(n)
+        self.vocab,self.rows = tuple(vocab),torch.arange(n, device='cpu')
+        self.columns = _checked({}, self.vocab, images=images, labels=labels, usage=usage, names=names, regions=regions)
     def __len__(self): return len(self.rows)
-    def column(self,
-        name:str, # one of `column_names`, such as 'images', 'labels', 'clusters' or 'votes'
-        idxs:Tensor=slice(None), # positions in this table
-    )->Tensor: # the column's rows, None if the data has no such column
-        "Part of a column, gathered in one index operation"
-        values,rows = self.columns.get(name),self.rows[idxs]
-        if not torch.is_tensor(values): return None if values is None else values[rows]
-        rows = rows.to(values.device)
-        return values.index_select(0, rows) if rows.ndim else values[rows] # copies whole images, where values[rows] would copy pixel by pixel
-    def __getitem__(self, i):
-        if isinstance(i, (int, np.integer)):
-            return Face(self.column('images', i), self.vocab[self.column('labels', i)], str(self.columns['names'][self.rows[i]]))
-        res = object.__new__(type(self))
-        res.columns,res.vocab = self.columns,self.vocab
-        res.rows = self.rows[i if isinstance(i, slice) else torch.as_tensor(i, device=self.rows.device)]
-        return res
-    def __iter__(self): return (self[i] for i in range(len(self)))
     @property
     def iloc(self): return self
     @property
     def column_names(self): return list(self.columns)
-    def __repr__(self): return f'{type(self).__name__}: ' + ', '.join(f'{len(self.part(u)):,} {u}' for u in USAGES)
+
+# %% ../nbs/10_data.ipynb #106640ef
+def _positions(idxs, rows):
+    "An index of `rows`, moved to where these are"
+    if isinstance(idxs, (int, np.integer, slice)): return idxs
+    return idxs.to(rows.device) if torch.is_tensor(idxs) else torch.as_tensor(idxs, device=rows.device)
+
+# %% ../nbs/10_data.ipynb #80406ffd
+@patch
+def column(self:FERData,
+    name:str, # one of `column_names`, such as 'images', 'labels', 'clusters' or 'votes'
+    idxs:Tensor=slice(None), # positions in this table, on any device
+)->Tensor: # the column's rows, None if the data has no such column
+    "Part of a column, gathered in one index operation"
+    values,rows = self.columns.get(name),self.rows[_positions(idxs, self.rows)]
+    if not torch.is_tensor(values): return None if values is None else values[rows]
+    rows = rows.to(values.device)
+    # index_select copies whole images, where values[rows] would copy pixel by pixel
+    return values.index_select(0, rows) if rows.ndim else values[rows]
 
 # %% ../nbs/10_data.ipynb #b11a3475
 for _name in ('images', 'labels', 'usage', 'regions', 'names'):
     setattr(FERData, _name, property(lambda self, name=_name: self.column(name), doc=f'The {_name} of these rows'))
 
+# %% ../nbs/10_data.ipynb #c0920c70
+@patch
+def __getitem__(self:FERData,
+    i:int, # position of one face; or a slice, list, tensor or mask
+)->Face: # the face, or a table of several
+    "One face, or a smaller table that shares the columns"
+    if isinstance(i, (int, np.integer)):
+        image,label,name = (self.column(c, i) for c in ('images', 'labels', 'names'))
+        return Face(image, self.vocab[label], str(name))
+    res = object.__new__(type(self))
+    res.columns,res.vocab = self.columns,self.vocab
+    res.rows = self.rows[_positions(i, self.rows)]
+    return res
+
+# %% ../nbs/10_data.ipynb #1f1cd104
+@patch
+def __iter__(self:FERData): return (self[i] for i in range(len(self)))
+
+# %% ../nbs/10_data.ipynb #28144133
 @patch
 def part(self:FERData,
     usage:str, # one of `USAGES`
@@ -102,30 +131,26 @@ def part(self:FERData,
     if usage not in USAGES: raise ValueError(f'no part is called {usage!r}: choose one of {", ".join(USAGES)}')
     return self[self.usage==USAGES.index(usage)]
 
+# %% ../nbs/10_data.ipynb #cf3b0643
 @patch
-def to(self:FERData,
-    device:torch.device, # where the columns shall live
-)->FERData: # self
-    "Move all columns to `device`, so that batches are made there"
-    for name,column in self.columns.items():
-        if torch.is_tensor(column): self.columns[name] = column.to(device)
-    return self
+def __repr__(self:FERData): return f'{type(self).__name__}: ' + ', '.join(f'{len(self.part(u)):,} {u}' for u in USAGES)
 
 # %% ../nbs/10_data.ipynb #57aae8bd
 @patch
 def with_columns(self:FERData,
     vocab:tuple=None, # class names of new labels; those of this table if None
-    **columns # {name: n values}: a tensor on the images' device, an array, or a list of texts or numbers; None takes a column away
+    **columns # {name: n values}: tensor on the images' device, array, or list of texts or numbers; None takes one away
 )->FERData: # these rows, as a table of their own
     "A new table with columns added, replaced or taken away"
     gone = [name for name in ('images', 'labels', 'usage', 'names') if name in columns and columns[name] is None]
     if gone: raise ValueError(f'{" and ".join(gone)} cannot be taken away: every table has them')
-    res,n = self[:],len(self.columns['images'])
-    if vocab is not None: res.vocab,columns = tuple(vocab),dict(labels=self.labels) | columns # old labels are checked again
-    if any(v is not None for v in columns.values()) and not torch.equal(self.rows, torch.arange(n)): # cut out of a larger table
+    res,all_rows = self[:],torch.arange(len(self.columns['images']), device='cpu')
+    if vocab is not None: res.vocab,columns = tuple(vocab),dict(labels=self.labels) | columns # checks old labels again
+    written = any(values is not None for values in columns.values())
+    if written and not torch.equal(self.rows, all_rows): # cut out of a larger table
         res.columns = {name: self.column(name) for name in self.columns if name not in columns}
-        res.rows = torch.arange(len(self))
-    res.columns = res._checked(**columns)
+        res.rows = all_rows[:len(self)]
+    res.columns = _checked(res.columns, res.vocab, **columns)
     return res
 
 # %% ../nbs/10_data.ipynb #01f5e586
@@ -137,12 +162,25 @@ def set_rows(self:FERData,
     "Write these rows of a column, for the whole table that they belong to; other rows of a new column are zeros"
     n,device = len(self.columns['images']),self.columns['images'].device
     values,old = _as_column(name, values, len(self), device),self.columns.get(name)
-    if old is None: old = values.new_zeros(n, *values.shape[1:]) if torch.is_tensor(values) else np.zeros(n, values.dtype)
-    if torch.is_tensor(old)!=torch.is_tensor(values) or old.shape[1:]!=values.shape[1:] or torch.is_tensor(old) and old.dtype!=values.dtype:
-        raise ValueError(f'{name} hold {old.dtype} {tuple(old.shape[1:])}, the new values {values.dtype} {tuple(values.shape[1:])}: give the same')
-    new = old.clone() if torch.is_tensor(old) else old.astype(np.promote_types(old.dtype, values.dtype)) # the old one may be shared with another table
-    new[self.rows.to(device) if torch.is_tensor(new) else self.rows.numpy()] = values
-    self.columns |= self._checked(**{name: new})
+    tensors = torch.is_tensor(values)
+    if old is None: old = values.new_zeros(n, *values.shape[1:]) if tensors else np.zeros(n, values.dtype)
+    if torch.is_tensor(old)!=tensors or old.shape[1:]!=values.shape[1:] or tensors and old.dtype!=values.dtype:
+        raise ValueError(f'{name} hold {old.dtype} {tuple(old.shape[1:])}, '
+                         f'the new values {values.dtype} {tuple(values.shape[1:])}: give the same')
+    # the old one may be shared with another table
+    new = old.clone() if tensors else old.astype(np.promote_types(old.dtype, values.dtype))
+    new[self.rows.to(device) if tensors else self.rows.numpy()] = values
+    self.columns |= _checked(self.columns, self.vocab, **{name: new})
+
+# %% ../nbs/10_data.ipynb #6e2e6eba
+@patch
+def to(self:FERData,
+    device:torch.device, # where the columns shall live
+)->FERData: # self
+    "Move all columns to `device`, so that batches are made there"
+    for name,column in self.columns.items():
+        if torch.is_tensor(column): self.columns[name] = column.to(device)
+    return self
 
 # %% ../nbs/10_data.ipynb #8674605f
 @patch
@@ -150,6 +188,7 @@ def class_counts(self:FERData)->dict: # {usage: (classes,) int64 counts}
     "How many images each class has in each part"
     return {u: torch.bincount(self.part(u).labels.cpu(), minlength=len(self.vocab)) for u in USAGES}
 
+# %% ../nbs/10_data.ipynb #0ead274f
 @patch
 def show_distribution(self:FERData,
     ax=None, # matplotlib axes; a new figure if None
@@ -166,8 +205,25 @@ def show_distribution(self:FERData,
     return ax
 
 # %% ../nbs/10_data.ipynb #e0719836
-overlay_colors = torch.tensor([[0.,0,0], [.12,.56,1], [1,.62,.05], [.2,.78,.25], [.93,.2,.4], [.62,.35,.85], [.1,.75,.75], [.95,.85,.2], [.6,.4,.25]])
+overlay_colors = torch.tensor([[0.,0,0], [.12,.56,1], [1,.62,.05], [.2,.78,.25], [.93,.2,.4],
+                               [.62,.35,.85], [.1,.75,.75], [.95,.85,.2], [.6,.4,.25]])
 
+# %% ../nbs/10_data.ipynb #a43261fe
+def _tinted(images, overlay):
+    "Faces as (n,h,w,3) float in [0,1], with the pixels of an index map in its colours"
+    gray = torch.as_tensor(images).detach().cpu().as_subclass(Tensor)
+    if gray.ndim not in (3,4) or gray.ndim==4 and gray.shape[1]!=1:
+        raise ValueError(f'images are {tuple(gray.shape)}: give (n, height, width), or one channel')
+    gray = (gray/255 if gray.dtype==torch.uint8 else gray.float()).flatten(0, -3)
+    rgb = gray[...,None].expand(*gray.shape, 3)
+    if overlay is None: return rgb
+    overlay = torch.as_tensor(overlay).cpu().as_subclass(Tensor).long()
+    if overlay.shape!=gray.shape:
+        raise ValueError(f'overlay is {tuple(overlay.shape)}, faces are {tuple(gray.shape)}: '
+                         'give one map of the same size for each face')
+    return torch.where(overlay[...,None]>0, 0.5*rgb + 0.5*overlay_colors[(overlay-1)%8 + 1], rgb)
+
+# %% ../nbs/10_data.ipynb #00637a6a
 def show_faces(
     images:Tensor, # (n,h,w) or (n,1,h,w), uint8 or float in [0,1]
     titles:list=None, # n short texts
@@ -176,25 +232,19 @@ def show_faces(
     figsize:tuple=None, # width and height of the figure in inches
 )->plt.Figure: # its `axes` are one for each face, row by row
     "A sheet of faces, with the pixels of an index map tinted"
-    gray = torch.as_tensor(images).detach().cpu()
-    if gray.ndim not in (3,4) or gray.ndim==4 and gray.shape[1]!=1:
-        raise ValueError(f'images are {tuple(gray.shape)}: give (n, height, width) or one channel, (n, 1, height, width)')
-    gray = (gray/255 if gray.dtype==torch.uint8 else gray.float()).flatten(0, -3)
-    if titles is not None and len(titles)!=len(gray): raise ValueError(f'{len(gray)} faces, but {len(titles)} titles: give one for each face')
-    rgb = gray[...,None].expand(*gray.shape, 3)
-    if overlay is not None:
-        overlay = torch.as_tensor(overlay).cpu().long()
-        if overlay.shape!=gray.shape:
-            raise ValueError(f'overlay is {tuple(overlay.shape)}, faces are {tuple(gray.shape)}: give one map of the same size for each face')
-        rgb = torch.where(overlay[...,None]>0, 0.5*rgb + 0.5*overlay_colors[(overlay-1)%8 + 1], rgb)
-    columns = columns or (len(gray) if len(gray)<=8 else 7)
-    rows,gap,title = math.ceil(len(gray)/columns),1/24,0 if titles is None else .22
+    rgb = _tinted(images, overlay)
+    n = len(rgb)
+    if titles is not None and len(titles)!=n:
+        raise ValueError(f'{n} faces, but {len(titles)} titles: give one for each face')
+    columns = columns or (n if n<=8 else 7)
+    rows,gap,title = math.ceil(n/columns),1/24,0 if titles is None else .22
     # each face is one inch wide, so that 48 pixels become a whole number of screen pixels
     height = rows + (rows-1)*(gap+title) + title
-    fig,axes = plt.subplots(rows, columns, figsize=figsize or (columns+(columns-1)*gap, height), dpi=72, squeeze=False,
-                            gridspec_kw=dict(left=0, right=1, bottom=0, top=1-title/height, wspace=gap, hspace=gap+title))
+    grid = dict(left=0, right=1, bottom=0, top=1-title/height, wspace=gap, hspace=gap+title)
+    fig,axes = plt.subplots(rows, columns, figsize=figsize or (columns+(columns-1)*gap, height), dpi=72,
+                            squeeze=False, gridspec_kw=grid)
     for i,ax in enumerate(axes.flat):
         ax.axis('off')
-        if i<len(gray): ax.imshow(rgb[i].clamp(0, 1).numpy(), interpolation='nearest')
-        if titles is not None and i<len(gray): ax.set_title(titles[i], fontsize=10, pad=2)
+        if i<n: ax.imshow(rgb[i].clamp(0, 1).numpy(), interpolation='nearest')
+        if titles is not None and i<n: ax.set_title(titles[i], fontsize=10, pad=2)
     return fig

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fer_perturb.augment import FaceAugment
-from fer_perturb.data import USAGES, FERData
+from fer_perturb.data import USAGES, FERData, show_faces
 from fer_perturb.landmarks import add_landmarks
 from fer_perturb.loaders import face_block
 from fer_perturb.masks import maskfer, occlude
@@ -127,3 +127,23 @@ def test_a_constructor_checks_its_columns(faces):
     with pytest.raises(ValueError, match='3 images, but 2 names'): FERData(faces.images[:3], [0, 1, 2], names=['a', 'b'])
     with pytest.raises(ValueError, match='regions are torch.float32'): FERData(faces.images[:3], [0, 1, 2], regions=torch.rand(3, 48, 48))
     assert FERData(faces.images[:0], []).images.shape==(0, 48, 48)
+
+def test_rows_stay_on_the_cpu_under_another_default_device(faces):
+    "As with `torch.set_default_device('cuda')`: here with a device that has no values, so that whatever lands there fails"
+    images,labels,usage = faces.images,faces.labels,faces.usage
+    with torch.device('meta'):
+        data = FERData(images, labels, usage)
+        assert repr(data)==repr(faces) and data.part('PublicTest')[3].label==faces.part('PublicTest')[3].label
+        assert [f.name for f in data[[5, 2]]]==['5', '2'] and list(data.names[:2])==['0', '1']
+        part = data.part('PublicTest').with_columns(source=['a']*42)
+        part[:5].set_rows('source', ['b']*5)
+        assert part.rows.device.type=='cpu' and list(part.column('source')).count('b')==5
+        assert {u: c.tolist() for u,c in data.class_counts().items()}=={u: c.tolist() for u,c in faces.class_counts().items()}
+
+def test_a_batch_of_faces_and_clusters_is_shown_as_it_comes(faces):
+    "fastai's tensor types do not mix by themselves"
+    import matplotlib.pyplot as plt
+    x,clusters,_ = face_block(clusters=True).dataloaders(faces.with_columns(clusters=faces.regions), bs=8).one_batch()
+    shown = show_faces(x, overlay=clusters).axes[0].images[0].get_array()
+    assert (shown[..., 0]!=shown[..., 2])[clusters[0].numpy()>0].mean()>.9
+    plt.close('all')
