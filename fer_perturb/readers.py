@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_WORDS', 'CLASS_SYNONYMS', 'image_suffixes', 'SPLITS', 'to_gray', 'read_image', 'parse_paths', 'fill_usage',
-           'from_zip', 'from_folder', 'from_csv', 'from_frame', 'known_split', 'from_parquet', 'write_beside',
-           'cache_folder', 'save_faces', 'read_faces', 'load_faces', 'download_fer2013']
+           'from_folder', 'from_zip', 'from_csv', 'from_frame', 'known_split', 'from_parquet', 'write_beside',
+           'save_faces', 'read_faces', 'cache_folder', 'load_faces', 'download_fer2013']
 
 # %% ../nbs/11_readers.ipynb #eee6ed70
 import csv, hashlib, io, json, os, re, shutil, warnings, zipfile
@@ -21,8 +21,10 @@ from PIL import Image, UnidentifiedImageError
 from .data import EMOTIONS, USAGES, FERData
 
 # %% ../nbs/11_readers.ipynb #b69d45f4
-SPLIT_WORDS = dict(train=0, training=0, valid=1, val=1, validation=1, dev=1, publictest=1, test=2, privatetest=2) # index into `USAGES`
-CLASS_SYNONYMS = dict(anger='angry', disgusted='disgust', fearful='fear', happiness='happy', sadness='sad', surprised='surprise')
+# index into `USAGES`
+SPLIT_WORDS = dict(train=0, training=0, valid=1, val=1, validation=1, dev=1, publictest=1, test=2, privatetest=2)
+CLASS_SYNONYMS = dict(anger='angry', disgusted='disgust', fearful='fear', happiness='happy', sadness='sad',
+                      surprised='surprise')
 
 # %% ../nbs/11_readers.ipynb #2a0e2fc3
 def to_gray(
@@ -37,6 +39,7 @@ def to_gray(
         image = image.convert('L').resize((size,size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
+# %% ../nbs/11_readers.ipynb #e7ffa8fa
 def read_image(
     file, # path or open binary file of an image
     size:int=48, # wanted height and width in pixels
@@ -46,28 +49,37 @@ def read_image(
     try:
         with Image.open(file) as image: return to_gray(image, size)
     except (UnidentifiedImageError, OSError, SyntaxError) as e:
-        if isinstance(e, FileNotFoundError): raise FileNotFoundError(f'no image at {name or file}: check the path') from e
-        raise ValueError(f'{name or file} is not a readable image ({e}): it may be truncated; download it again or remove it') from e
+        name = name or file
+        if isinstance(e, FileNotFoundError): raise FileNotFoundError(f'no image at {name}: check the path') from e
+        raise ValueError(f'{name} is not a readable image ({e}): '
+                         'it may be truncated; download it again or remove it') from e
 
 # %% ../nbs/11_readers.ipynb #60f54b77
 image_suffixes = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.pgm')
 
+# %% ../nbs/11_readers.ipynb #510b0f86
+def _usage_of(folders, name):
+    "Index into `USAGES` by a file's name, then by its folders; -1 where none tells"
+    prefix = name.split('_')[0].lower()
+    words = [prefix] if prefix in map(str.lower, USAGES) else [f.lower() for f in folders if f.lower() in SPLIT_WORDS]
+    return SPLIT_WORDS[words[0]] if words else -1
+
+# %% ../nbs/11_readers.ipynb #9ace2194
 def parse_paths(
     paths:list, # relative paths like 'train/angry/Training_1.jpg' or 'angry/1.jpg', with / between folders
 )->tuple: # labels (n,) int64, usage (n,) int64 or -1 where the path does not tell, vocab
     "Label and usage of each image from its path: the folder is the class, file-name prefix or upper folder the usage"
     parts = [p.split('/') for p in paths]
     lone = [p for p,part in zip(paths, parts) if len(part)<2 or part[-2].lower() in SPLIT_WORDS]
-    if lone: raise ValueError(f'{lone[0]} is in no class folder: put each image in a folder named after its class, as in angry/1.jpg')
+    if lone:
+        raise ValueError(f'{lone[0]} is in no class folder: '
+                         'put each image in a folder named after its class, as in angry/1.jpg')
     classes = [part[-2] for part in parts]
-    found = {c.lower(): c for c in classes}
-    vocab = EMOTIONS if set(found) <= set(EMOTIONS) and len(found)>1 else tuple(sorted(set(classes)))
+    found = {c.lower() for c in classes}
+    vocab = EMOTIONS if found <= set(EMOTIONS) and len(found)>1 else tuple(sorted(set(classes)))
     index = {c: i for i,c in enumerate(vocab)}
     labels = np.array([index[c.lower() if vocab is EMOTIONS else c] for c in classes])
-    prefix = {u.lower(): i for i,u in enumerate(USAGES)}
-    usage = [prefix.get(part[-1].split('_')[0].lower(), next((SPLIT_WORDS[f.lower()] for f in part[:-2] if f.lower() in SPLIT_WORDS), -1))
-             for part in parts]
-    return labels,np.array(usage),vocab
+    return labels,np.array([_usage_of(part[:-2], part[-1]) for part in parts]),vocab
 
 # %% ../nbs/11_readers.ipynb #18afd463
 def fill_usage(
@@ -81,31 +93,60 @@ def fill_usage(
         for c in np.unique(labels):
             rows = rng.permutation(np.flatnonzero((labels==c) & (usage==0)))
             usage[rows[:max(1, round(len(rows)/(10 - missing.index(u)))) if len(rows)>2 else 0]] = u
-    if missing: warnings.warn(f'the data names no {" and no ".join(USAGES[u] for u in missing)} part: a tenth of each class was drawn for each')
+    if missing:
+        names = ' and no '.join(USAGES[u] for u in missing)
+        warnings.warn(f'the data names no {names} part: a tenth of each class was drawn for each')
     return usage.astype(np.uint8)
 
 # %% ../nbs/11_readers.ipynb #0347b38c
 def _check_classes(labels, usage, vocab, source):
+    "Is there something to learn in each class"
     counts = np.bincount(labels[usage==0], minlength=len(vocab))
-    if (counts>0).sum()<2: raise ValueError(f'{source} has training images of one class only ({vocab[counts.argmax()]}): there is nothing to tell apart')
-    empty = [v for v,c in zip(vocab, counts) if c==0]
-    if empty: raise ValueError(f'{source} has no training image of {", ".join(empty)}: remove the empty class or add images')
+    if (counts>0).sum()<2:
+        raise ValueError(f'{source} has training images of one class only ({vocab[counts.argmax()]}): '
+                         'there is nothing to tell apart')
+    empty = ', '.join(v for v,c in zip(vocab, counts) if c==0)
+    if empty: raise ValueError(f'{source} has no training image of {empty}: remove the empty class or add images')
 
+# %% ../nbs/11_readers.ipynb #8f76ba04
+def _progress(n, comment='', more_than=500):
+    "0 to n-1, with a progress bar if that takes a while"
+    if n<=more_than: return range(n)
+    bar = progress_bar(range(n), leave=False)
+    bar.comment = comment
+    return bar
+
+# %% ../nbs/11_readers.ipynb #db8d7f27
 def _from_files(paths, opener, source, size, empty_classes=()):
-    if not paths: raise ValueError(f'{source} has no images ({", ".join(image_suffixes[:3])}, …) in class folders: is it the right file?')
+    "All images at these paths; `opener` makes an open file of a path"
+    if not paths:
+        kinds = ', '.join(image_suffixes[:3])
+        raise ValueError(f'{source} has no images ({kinds}, …) in class folders: is it the right file?')
     labels,usage,vocab = parse_paths(paths)
-    if empty_classes: raise ValueError(f'{source} has no image of {", ".join(empty_classes)}: remove the empty folder or add images')
+    if empty_classes:
+        raise ValueError(f'{source} has no image of {", ".join(empty_classes)}: remove the empty folder or add images')
     usage = fill_usage(labels, usage)
     _check_classes(labels, usage, vocab, source)
     images = np.empty((len(paths),size,size), np.uint8)
-    bar = progress_bar(range(len(paths)), leave=False, display=len(paths)>500)
-    bar.comment = f'reading {Path(source).name}'
     with warnings.catch_warnings():
         warnings.simplefilter('once')
-        for i in bar:
+        for i in _progress(len(paths), f'reading {Path(source).name}'):
             with opener(paths[i]) as file: images[i] = read_image(file, size, name=f'{source}: {paths[i]}')
     return FERData(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(usage), paths, vocab)
 
+# %% ../nbs/11_readers.ipynb #7f4bdb64
+def from_folder(
+    path:Path, # folder with class folders inside, perhaps below train/ and test/
+    size:int=48, # height and width in pixels
+)->FERData: # all images below the folder
+    "Read a tree of image files"
+    path = Path(path)
+    files = sorted(f for f in path.rglob('*') if f.suffix.lower() in image_suffixes and f.is_file())
+    empty = [d.name for d in sorted(path.rglob('*')) if d.is_dir() and not any(d.iterdir())]
+    names = [f.relative_to(path).as_posix() for f in files]
+    return _from_files(names, lambda name: open(path/name, 'rb'), str(path), size, empty)
+
+# %% ../nbs/11_readers.ipynb #e44f53e6
 def from_zip(
     path:Path, # zip file with class folders inside, as downloaded from Kaggle
     size:int=48, # height and width in pixels
@@ -116,17 +157,47 @@ def from_zip(
     with archive:
         entries = [n for n in archive.namelist() if '__MACOSX' not in n]
         empty = [Path(n).name for n in entries if n.endswith('/') and sum(e.startswith(n) for e in entries)==1]
-        return _from_files(sorted(n for n in entries if n.lower().endswith(image_suffixes)), archive.open, str(path), size, empty)
+        images = sorted(n for n in entries if n.lower().endswith(image_suffixes))
+        return _from_files(images, archive.open, str(path), size, empty)
 
-def from_folder(
-    path:Path, # folder with class folders inside, perhaps below train/ and test/
-    size:int=48, # height and width in pixels
-)->FERData: # all images below the folder
-    "Read a tree of image files"
-    path = Path(path)
-    files = sorted(f for f in path.rglob('*') if f.suffix.lower() in image_suffixes and f.is_file())
-    empty = [d.name for d in sorted(path.rglob('*')) if d.is_dir() and not any(d.iterdir())]
-    return _from_files([f.relative_to(path).as_posix() for f in files], lambda name: open(path/name, 'rb'), str(path), size, empty)
+# %% ../nbs/11_readers.ipynb #7fffebeb
+def _csv_rows(path):
+    "Column names and rows of a csv file with emotions and pixels"
+    csv.field_size_limit(2**24)
+    with open(path, newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
+    if not rows: raise ValueError(f'{path} is empty: download it again')
+    header = [h.strip().lower() for h in rows[0]]
+    missing = ' and '.join(c for c in ('emotion', 'pixels') if c not in header)
+    if missing: raise ValueError(f'{path} has no column {missing}, only {", ".join(header)}: is it fer2013.csv?')
+    rows = [r for r in rows[1:] if r]
+    if not rows: raise ValueError(f'{path} has a header and no rows: download it again')
+    return header,rows
+
+# %% ../nbs/11_readers.ipynb #03831519
+def _csv_face(row, header, size, line):
+    "Label and pixels of one row; `line` says where it is"
+    if len(row)!=len(header):
+        raise ValueError(f'{line} has {len(row)} fields instead of {len(header)}: the file is cut or edited')
+    emotion,pixels = (row[header.index(name)] for name in ('emotion', 'pixels'))
+    try: label,values = int(emotion),np.array(pixels.split(), dtype=np.int64)
+    except ValueError as e:
+        raise ValueError(f'{line} holds something that is not a whole number ({e}): the file is damaged') from e
+    if len(values)!=size*size:
+        raise ValueError(f'{line} has {len(values)} pixels instead of {size*size}: the row is cut')
+    odd = values[(values<0) | (values>255)]
+    if len(odd): raise ValueError(f'{line} has a pixel of {odd[0]}: gray goes from 0 to 255')
+    if not 0<=label<len(EMOTIONS):
+        raise ValueError(f'{line} has label {label}: emotions go from 0 (angry) to 6 (neutral)')
+    return label,values.reshape(size, size)
+
+# %% ../nbs/11_readers.ipynb #5691fab6
+def _csv_usage(rows, header, path):
+    "Index into `USAGES` of each row; -1 if the file names no parts"
+    if 'usage' not in header: return np.full(len(rows), -1)
+    texts = [r[header.index('usage')].strip() for r in rows]
+    odd = set(texts) - set(USAGES)
+    if odd: raise ValueError(f'{path} has Usage {sorted(odd)[0]!r}: it must be one of {", ".join(USAGES)}')
+    return np.array([USAGES.index(t) for t in texts])
 
 # %% ../nbs/11_readers.ipynb #7496f74e
 def from_csv(
@@ -134,41 +205,17 @@ def from_csv(
     size:int=48, # height and width of the images in the file
 )->FERData: # all rows of the file
     "Read a csv with the columns emotion, pixels and (if the split is to be kept) Usage"
-    csv.field_size_limit(2**24)
-    with open(path, newline='', encoding='utf-8') as f:
-        rows = list(csv.reader(f))
-    if not rows: raise ValueError(f'{path} is empty: download it again')
-    header = [h.strip().lower() for h in rows[0]]
-    missing = [c for c in ('emotion', 'pixels') if c not in header]
-    if missing: raise ValueError(f'{path} has no column {" and ".join(missing)}, only {", ".join(header)}: is it fer2013.csv?')
-    rows = [r for r in rows[1:] if r]
-    if not rows: raise ValueError(f'{path} has a header and no rows: download it again')
-    emotion,pixels = header.index('emotion'),header.index('pixels')
-    images,labels = np.empty((len(rows),size*size), np.uint8),np.empty(len(rows), np.int64)
-    bar = progress_bar(range(len(rows)), leave=False, display=len(rows)>500)
-    bar.comment = f'reading {Path(path).name}'
-    for i in bar:
-        line = f'{path}, line {i+2}'
-        if len(rows[i])!=len(header): raise ValueError(f'{line} has {len(rows[i])} fields instead of {len(header)}: the file is cut or edited')
-        try: labels[i],values = int(rows[i][emotion]),np.array(rows[i][pixels].split(), dtype=np.int64)
-        except ValueError as e: raise ValueError(f'{line} holds something that is not a whole number ({e}): the file is damaged') from e
-        if len(values)!=size*size: raise ValueError(f'{line} has {len(values)} pixels instead of {size*size}: the row is cut')
-        if values.min()<0 or values.max()>255: raise ValueError(f'{line} has a pixel of {values.min() if values.min()<0 else values.max()}: gray goes from 0 to 255')
-        if not 0<=labels[i]<len(EMOTIONS): raise ValueError(f'{line} has label {labels[i]}: emotions go from 0 (angry) to 6 (neutral)')
-        images[i] = values
-    if 'usage' in header:
-        index = {u: i for i,u in enumerate(USAGES)}
-        texts = [r[header.index('usage')].strip() for r in rows]
-        odd = set(texts) - set(USAGES)
-        if odd: raise ValueError(f'{path} has Usage {sorted(odd)[0]!r}: it must be one of {", ".join(USAGES)}')
-        usage = np.array([index[t] for t in texts])
-    else: usage = np.full(len(rows), -1)
-    usage = fill_usage(labels, usage)
+    header,rows = _csv_rows(path)
+    images,labels = np.empty((len(rows),size,size), np.uint8),np.empty(len(rows), np.int64)
+    for i in _progress(len(rows), f'reading {Path(path).name}'):
+        labels[i],images[i] = _csv_face(rows[i], header, size, f'{path}, line {i+2}')
+    usage = fill_usage(labels, _csv_usage(rows, header, path))
     _check_classes(labels, usage, EMOTIONS, path)
-    return FERData(torch.from_numpy(images).reshape(-1,size,size), torch.from_numpy(labels), torch.from_numpy(usage))
+    return FERData(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(usage))
 
 # %% ../nbs/11_readers.ipynb #723fc1c0
 def _pixels(value, size, folder, name):
+    "One image, in whatever form a table holds it"
     if isinstance(value, dict): value = value['bytes'] if value.get('bytes') is not None else value.get('path')
     if isinstance(value, bytes): return read_image(io.BytesIO(value), size, name)
     if isinstance(value, np.ndarray): value = Image.fromarray(np.stack(value).astype(np.uint8))
@@ -176,6 +223,29 @@ def _pixels(value, size, folder, name):
     if isinstance(value, (str, Path)): return read_image(Path(folder)/value, size)
     raise ValueError(f'{name} is a {type(value).__name__}: give a path, an array, a PIL image, or the bytes of a file')
 
+# %% ../nbs/11_readers.ipynb #0b711ac8
+def _frame_labels(values, vocab):
+    "Labels as numbers, and the class names that they count"
+    if vocab is None:
+        found = sorted({str(v) for v in values})
+        vocab = EMOTIONS if set(map(str.lower, found))<=set(EMOTIONS) else tuple(found)
+        if vocab is EMOTIONS: values = [str(v).lower() for v in values]
+    numbers = {v: i for i,v in enumerate(vocab)}
+    labels = np.array([numbers.get(str(v), v if isinstance(v, int) and 0<=v<len(vocab) else -1) for v in values])
+    if labels.min()<0:
+        raise ValueError(f'row {labels.argmin()} has label {values[labels.argmin()]!r}: classes are {", ".join(vocab)}')
+    return labels,vocab
+
+# %% ../nbs/11_readers.ipynb #d55b558e
+def _frame_usage(values):
+    "Index into `USAGES` of each word"
+    usage = [SPLIT_WORDS.get(str(v).strip().lower(), -1) for v in values]
+    if min(usage)<0:
+        row,words = usage.index(-1),', '.join(USAGES)
+        raise ValueError(f'row {row} has split {values.iloc[row]!r}: give {words}, or train, valid and test')
+    return np.array(usage)
+
+# %% ../nbs/11_readers.ipynb #50f1aa6c
 def from_frame(
     frame:pd.DataFrame, # a row for each face
     image:str='image', # column with paths, arrays, PIL images, or dicts with the bytes of a file
@@ -186,71 +256,81 @@ def from_frame(
     size:int=48, # height and width in pixels
 )->FERData: # one face for each row
     "Faces from a table"
-    missing = [c for c in (image, label, split) if c and c not in frame]
-    if missing: raise ValueError(f'the table has no column {" and ".join(missing)}, only {", ".join(map(str, frame))}: name its columns')
+    missing,columns = ' and '.join(c for c in (image, label, split) if c and c not in frame),', '.join(map(str, frame))
+    if missing: raise ValueError(f'the table has no column {missing}, only {columns}: name its columns')
     if not len(frame): raise ValueError('the table is empty')
-    values = frame[label].tolist()
-    if vocab is None:
-        found = sorted({str(v) for v in values})
-        vocab = EMOTIONS if set(map(str.lower, found))<=set(EMOTIONS) else tuple(found)
-        if vocab is EMOTIONS: values = [str(v).lower() for v in values]
-    numbers = {v: i for i,v in enumerate(vocab)}
-    labels = np.array([numbers.get(str(v), v if isinstance(v, int) and 0<=v<len(vocab) else -1) for v in values])
-    if labels.min()<0: raise ValueError(f'row {labels.argmin()} has label {values[labels.argmin()]!r}: classes are {", ".join(vocab)}')
-    usage = np.full(len(frame), -1)
-    if split is not None:
-        words = [SPLIT_WORDS.get(str(v).strip().lower(), -1) for v in frame[split]]
-        if min(words)<0: raise ValueError(f'row {words.index(-1)} has split {frame[split].iloc[words.index(-1)]!r}: give {", ".join(USAGES)}, or train, valid and test')
-        usage = np.array(words)
-    rows = progress_bar(range(len(frame)), leave=False) if len(frame)>1000 else range(len(frame))
+    labels,vocab = _frame_labels(frame[label].tolist(), vocab)
+    usage = fill_usage(labels, np.full(len(frame), -1) if split is None else _frame_usage(frame[split]))
+    rows = _progress(len(frame), more_than=1000)
     images = np.stack([_pixels(frame[image].iloc[i], size, folder, f'row {i}, {image}') for i in rows])
-    names = frame[image].map(str).tolist() if frame[image].map(lambda v: isinstance(v, (str, Path))).all() else None
-    return FERData(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(fill_usage(labels, usage)), names, vocab)
+    paths = frame[image].map(lambda v: isinstance(v, (str, Path))).all()
+    names = frame[image].map(str).tolist() if paths else None
+    return FERData(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(usage), names, vocab)
 
 # %% ../nbs/11_readers.ipynb #bdf9e384
-SPLITS = {(28709,3589,3589): 'the published split of FER2013',
-          (28709,0,7178): 'FER2013 with its two test parts merged (as in torchvision): no result on this test part is one on PrivateTest',
-          (28559,3579,3573): 'FERPlus: the published split without the images that FERPlus calls no face',
-          (25117,5380,5390): 'fer2013-enhanced: a new split of FER2013, in which its test images are mixed into training'}
+SPLITS = {
+    (28709,3589,3589): 'the published split of FER2013',
+    (28709,0,7178): 'FER2013 with its two test parts merged (as in torchvision): '
+                    'no result on this test part is one on PrivateTest',
+    (28559,3579,3573): 'FERPlus: the published split without the images that FERPlus calls no face',
+    (25117,5380,5390): 'fer2013-enhanced: a new split of FER2013, in which its test images are mixed into training'}
 
+# %% ../nbs/11_readers.ipynb #c0d8e3a2
 def known_split(
     counts:tuple, # images in Training, PublicTest and PrivateTest
 )->str: # what is known by these counts, None if nothing is
     "Name a split by its counts"
     return SPLITS.get(tuple(int(c) for c in counts))
 
+# %% ../nbs/11_readers.ipynb #5207f9b3
+def _parquet_frame(path):
+    "All rows of a file or a folder of files, with the first word of the file's name as `_split`; and the first file"
+    try: import pyarrow
+    except ImportError as e:
+        raise ImportError("parquet files are read with pyarrow: pip install 'fer_perturb[parquet]'") from e
+    files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path]
+    if not files or not files[0].exists(): raise FileNotFoundError(f'no parquet file at {path}: check the path')
+    frames = []
+    for file in files:
+        try: frame = pd.read_parquet(file)
+        except (pyarrow.ArrowInvalid, OSError) as e:
+            raise ValueError(f'{file.name} is not a whole parquet file ({e}): download it again') from e
+        frames.append(frame.assign(_split=re.split(r'[-_.]', file.name.lower())[0]))
+    return pd.concat(frames, ignore_index=True),files[0]
+
+# %% ../nbs/11_readers.ipynb #3891925c
 def _class_names(path, label):
+    "Class names of a column in a file's metadata, None if there are none"
     import pyarrow.parquet as pq
     meta = (pq.read_schema(path).metadata or {}).get(b'huggingface')
     return json.loads(meta)['info']['features'].get(label, {}).get('names') if meta else None
 
+# %% ../nbs/11_readers.ipynb #1eaec321
+def _checked_names(names, labels, path):
+    "Class names for these numbers, in FER2013's words where they are known"
+    if names is None:
+        names = EMOTIONS
+        warnings.warn(f"{path.name} has labels as numbers and names no classes: FER2013's order is assumed "
+                      f"({', '.join(EMOTIONS)}); give vocab if it is another")
+    if labels.max()>=len(names):
+        raise ValueError(f'{path.name} has label {labels.max()}, and only {len(names)} classes: give vocab')
+    plain = [CLASS_SYNONYMS.get(str(n).lower(), str(n).lower()) for n in names]
+    return plain if set(plain)<=set(EMOTIONS) else names
+
+# %% ../nbs/11_readers.ipynb #b5f692b3
 def from_parquet(
     path:Path, # a parquet file, or a folder with train-*.parquet, validation-*.parquet, test-*.parquet
     size:int=48, # height and width in pixels
     vocab:tuple=None, # class names in the order of the files' numbers, where the files do not name them
 )->FERData: # all rows of the files
     "Read a data set as Hugging Face stores it"
-    try: import pyarrow
-    except ImportError as e: raise ImportError("parquet files are read with pyarrow: pip install 'fer_perturb[parquet]'") from e
     path = Path(path)
-    files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path]
-    if not files or not files[0].exists(): raise FileNotFoundError(f'no parquet file at {path}: check the path')
-    frames = []
-    for file in files:
-        try: frame = pd.read_parquet(file)
-        except (pyarrow.ArrowInvalid, OSError) as e: raise ValueError(f'{file.name} is not a whole parquet file ({e}): download it again') from e
-        frames.append(frame.assign(_split=re.split(r'[-_.]', file.name.lower())[0]))
-    frame = pd.concat(frames, ignore_index=True)
-    image,label = (next((c for c in names if c in frame), names[0]) for names in (('image', 'img', 'img_bytes'), ('label', 'labels', 'emotion')))
+    frame,first = _parquet_frame(path)
+    image,label = (next((c for c in names if c in frame), names[0])
+                   for names in (('image', 'img', 'img_bytes'), ('label', 'labels', 'emotion')))
     split = '_split' if frame['_split'].isin(list(SPLIT_WORDS)).all() else None
     if label in frame and pd.api.types.is_integer_dtype(frame[label]):
-        names = vocab or _class_names(files[0], label)
-        if names is None:
-            names = EMOTIONS
-            warnings.warn(f"{path.name} has labels as numbers and names no classes: FER2013's order is assumed ({', '.join(EMOTIONS)}); give vocab if it is another")
-        if frame[label].max()>=len(names): raise ValueError(f'{path.name} has label {frame[label].max()}, and only {len(names)} classes: give vocab')
-        plain = [CLASS_SYNONYMS.get(str(n).lower(), str(n).lower()) for n in names]
-        names = plain if set(plain)<=set(EMOTIONS) else names
+        names = _checked_names(vocab or _class_names(first, label), frame[label], path)
         frame[label] = [names[i] for i in frame[label]]
         vocab = EMOTIONS if set(names)<=set(EMOTIONS) else tuple(names)
     data = from_frame(frame, image, label, split, vocab, size=size)
@@ -276,19 +356,17 @@ def write_beside(
         if part.is_dir(): shutil.rmtree(part, ignore_errors=True)
         else: part.unlink(missing_ok=True)
 
-# %% ../nbs/11_readers.ipynb #d729161a
-def cache_folder()->Path: # $FER_PERTURB_CACHE, or fer_perturb in the user's cache folder
-    "Where parsed sets are kept"
-    return Path(os.environ.get('FER_PERTURB_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'fer_perturb')
-
+# %% ../nbs/11_readers.ipynb #388aea43
 def save_faces(
     data:FERData, # what to keep
     path:Path, # an .npz file
 ):
     "Write all columns of `data` to one uncompressed file"
-    columns = {f'column_{name}': getattr(values, 'cpu', lambda: values)() for name in data.column_names for values in [data.column(name)]}
+    columns = {f'column_{name}': data.column(name) for name in data.column_names}
+    columns = {name: values.cpu() if torch.is_tensor(values) else values for name,values in columns.items()}
     with write_beside(path) as part, open(part, 'wb') as f: np.savez(f, vocab=np.array(data.vocab), **columns)
 
+# %% ../nbs/11_readers.ipynb #571c62b8
 def read_faces(
     path:Path, # a file that `save_faces` wrote
 )->FERData: # what it holds
@@ -299,29 +377,44 @@ def read_faces(
     images = torch.from_numpy(columns.pop('images'))
     return FERData(images, columns.pop('labels'), vocab=EMOTIONS if vocab==EMOTIONS else vocab).with_columns(**columns)
 
+# %% ../nbs/11_readers.ipynb #d729161a
+def cache_folder()->Path: # $FER_PERTURB_CACHE, or fer_perturb in the user's cache folder
+    "Where parsed sets are kept"
+    general = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
+    return Path(os.environ.get('FER_PERTURB_CACHE') or Path(general)/'fer_perturb')
+
+# %% ../nbs/11_readers.ipynb #f3e197ec
 def _state_of(path, size):
+    "A short text that changes with the source and with the size that is asked for"
     files = [path] if path.is_file() else sorted(f for f in path.rglob('*'))
     state = '\n'.join(f'{f} {f.stat().st_size} {f.stat().st_mtime_ns}' for f in files)
     return hashlib.sha256(f'2 {size} {path.resolve()}\n{state}'.encode()).hexdigest()[:16]
 
+# %% ../nbs/11_readers.ipynb #a128ec80
+def _reader_of(path):
+    "The function that reads what lies at `path`"
+    kind = 'folder' if path.is_dir() else path.suffix.lower()
+    readers = {'folder': from_folder, '.zip': from_zip, '.csv': from_csv, '.parquet': from_parquet}
+    if kind=='folder' and next(path.rglob('*.parquet'), None): kind = '.parquet'
+    if kind in readers: return readers[kind]
+    raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: FER2013 comes as one of these')
+
+# %% ../nbs/11_readers.ipynb #9678f2c9
 def load_faces(
-    path:Path, # zip file, folder of images or of parquet files, fer2013.csv, icml_face_data.csv, a parquet file, or an .npz of `save_faces`
+    path:Path, # zip file, folder of images or of parquet files, a csv or parquet file, or an .npz of `save_faces`
     size:int=48, # height and width in pixels
     cache:bool=True, # keep the parsed set in `cache_folder`
 )->FERData: # the faces, in memory
     "Read faces in whatever form they come"
     path = Path(path).expanduser()
-    if not path.exists(): raise FileNotFoundError(f'nothing at {path}: give the path of the Kaggle zip, an image folder or fer2013.csv')
+    if not path.exists():
+        raise FileNotFoundError(f'nothing at {path}: give the path of the Kaggle zip, an image folder or fer2013.csv')
     if path.suffix.lower()=='.npz': return read_faces(path)
-    kind = 'folder' if path.is_dir() else path.suffix.lower()
-    readers = {'folder': from_folder, '.zip': from_zip, '.csv': from_csv, '.parquet': from_parquet}
-    if kind=='folder' and next(path.rglob('*.parquet'), None): kind = '.parquet'
-    if kind not in readers: raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: FER2013 comes as one of these')
-    kept = cache_folder()/f'{path.stem}-{_state_of(path, size)}.npz'
+    reader,kept = _reader_of(path),cache_folder()/f'{path.stem}-{_state_of(path, size)}.npz'
     if cache and kept.exists():
         try: return read_faces(kept)
         except (ValueError, OSError, KeyError, zipfile.BadZipFile): kept.unlink()
-    data = readers[kind](path, size)
+    data = reader(path, size)
     if cache: save_faces(data, kept)
     return data
 
@@ -333,6 +426,9 @@ def download_fer2013(
     by_hand = ('download the zip from https://www.kaggle.com/datasets/msambare/fer2013 in a browser '
                "and give its path, as in load_faces('fer2013.zip')")
     try: import kagglehub
-    except ImportError as e: raise ImportError(f"kagglehub is not installed: pip install 'fer_perturb[kaggle]', or {by_hand}") from e
+    except ImportError as e:
+        raise ImportError(f"kagglehub is not installed: pip install 'fer_perturb[kaggle]', or {by_hand}") from e
     try: return Path(kagglehub.dataset_download(handle))
-    except Exception as e: raise ConnectionError(f'Kaggle could not be reached ({type(e).__name__}): check the network, or {by_hand}') from e
+    except Exception as e:
+        what = type(e).__name__
+        raise ConnectionError(f'Kaggle could not be reached ({what}): check the network, or {by_hand}') from e
