@@ -24,12 +24,13 @@ def draw_signed(
     hit = torch.rand(shape, device=device)<p
     return torch.empty(shape, device=device).uniform_(-1, 1)*hit
 
+# %% ../nbs/13_augment.ipynb #4fd78f3d
 def affine_matrices(
     moves:Tensor, # (4,n) in [-1,1]: rotation, zoom, shift to the right and down, as shares of the largest
     mirrored:Tensor, # (n,) bool
     max_rotate:float=10., # largest rotation, degrees
     max_zoom:float=1.1, # largest enlargement
-    max_shift:float=0.083, # largest shift, as a fraction of the side: 0.083 is 4 of 48 pixels, a random 40-pixel crop's play
+    max_shift:float=0.083, # largest shift, as a fraction of the side: 4 of 48 pixels, as in a random 40-pixel crop
 )->Tensor: # (n,2,3) float32, for `warp`
     "Flip, rotation, zoom and shift of each image as a matrix"
     turn,zoom,right,down = moves
@@ -38,12 +39,13 @@ def affine_matrices(
     cos,sin = angle.cos()*scale,angle.sin()*scale
     return torch.stack([cos*mirror, -sin, right*2*max_shift, sin*mirror, cos, down*2*max_shift], dim=1).view(-1, 2, 3)
 
+# %% ../nbs/13_augment.ipynb #7e1ba87a
 def random_affine(
     n:int, # images
     device:torch.device, # where the matrices are needed
     max_rotate:float=10., # largest rotation, degrees
     max_zoom:float=1.1, # largest enlargement
-    max_shift:float=0.083, # largest shift, as a fraction of the side: 0.083 is 4 of 48 pixels, a random 40-pixel crop's play
+    max_shift:float=0.083, # largest shift, as a fraction of the side: 4 of 48 pixels, as in a random 40-pixel crop
     p:float=0.75, # chance of each of the three
     flip:bool=True, # mirror half of the images
 )->Tensor: # (n,2,3) float32, for `warp`
@@ -51,6 +53,7 @@ def random_affine(
     moves = draw_signed((4, n), p, device)
     return affine_matrices(moves, torch.rand(n, device=device)<0.5*flip, max_rotate, max_zoom, max_shift)
 
+# %% ../nbs/13_augment.ipynb #b66468a0
 def warp(
     images:Tensor, # (n,c,h,w) float
     matrices:Tensor, # (n,2,3), from `random_affine`
@@ -58,10 +61,11 @@ def warp(
     padding_mode:str='reflection', # what comes in from outside: 'reflection', or 'zeros'
 )->Tensor: # (n,c,h,w)
     "Move the pixels of each image"
-    x,y = ((torch.arange(size, device=images.device)*2 + 1)/size - 1 for size in (images.shape[-1], images.shape[-2])) # pixel centres in [-1,1]
+    # pixel centres in [-1,1]
+    x,y = ((torch.arange(size, device=images.device)*2 + 1)/size - 1 for size in (images.shape[-1], images.shape[-2]))
     a,b,c = matrices.to(images.dtype)[...,None,None].unbind(2) # (n,2,1,1) each
     places = (x*a + c) + y[:,None]*b # (n,2,h,w), laid out plane by plane, which is what vectorises
-    if padding_mode=='reflection': places,padding_mode = places.clamp(-1, 1).mul_(2).sub_(places),'border' # 1.1 becomes 0.9: as `grid_sample` would do, in less time
+    if padding_mode=='reflection': places,padding_mode = places.clamp(-1, 1).mul_(2).sub_(places),'border'
     return F.grid_sample(images, places.permute(0, 2, 3, 1), mode=mode, padding_mode=padding_mode, align_corners=False)
 
 # %% ../nbs/13_augment.ipynb #2272a1d5
@@ -92,7 +96,8 @@ class FaceAugment(RandTransform):
         super().__init__(p=1.)
     def before_call(self, b, split_idx):
         image = b[0] if isinstance(b, tuple) else b
-        self.matrices = random_affine(len(image), image.device, self.max_rotate, self.max_zoom, self.max_shift, self.p_affine, self.flip)
+        self.matrices = random_affine(len(image), image.device, self.max_rotate, self.max_zoom, self.max_shift,
+                                      self.p_affine, self.flip)
     def encodes(self, x:TensorImage):
         images = warp(x.as_subclass(Tensor), self.matrices)
         if self.max_lighting: images = relight(images, self.max_lighting, self.p_lighting)
@@ -101,7 +106,7 @@ class FaceAugment(RandTransform):
         maps = warp(x.as_subclass(Tensor)[:,None].float(), self.matrices, mode='nearest', padding_mode='zeros')
         return maps[:,0].to(x.dtype).as_subclass(type(x))
 
-# %% ../nbs/13_augment.ipynb #f351cee7
+# %% ../nbs/13_augment.ipynb #a5fa6c55
 def rectangles(
     size:tuple, # (height, width) of the images
     hit:Tensor, # (n,) bool, which images have a rectangle
@@ -114,11 +119,12 @@ def rectangles(
 )->Tensor: # (n,h,w) bool
     "Rectangles from random numbers"
     area,aspect = min_area + area*(max_area-min_area),((2*aspect-1)*-math.log(min_aspect)).exp()
-    sides = (area*torch.stack([aspect, 1/aspect])).sqrt().clamp(max=1) # (2,n): height and width, as fractions of the image's
+    sides = (area*torch.stack([aspect, 1/aspect])).sqrt().clamp(max=1) # (2,n): height and width, as fractions
     middle,reach = (sides/2 + places*(1-sides))[...,None],(sides/2*hit)[...,None]
     down,across = (((torch.arange(s, device=hit.device)+0.5)/s - m).abs()<r for s,m,r in zip(size, middle, reach))
     return down[:,:,None] & across[:,None,:]
 
+# %% ../nbs/13_augment.ipynb #f351cee7
 def erase_rectangles(
     images:Tensor, # (n,c,h,w) in [0,1]
     p:float=0.5, # chance that an image loses a rectangle
@@ -126,12 +132,14 @@ def erase_rectangles(
     max_area:float=0.4, # largest area
     min_aspect:float=0.3, # smallest ratio of the sides; the largest is its inverse
 )->Tensor: # (n,c,h,w)
-    "Fill one random rectangle of an image with noise, which is the same for the images of a batch and new for each batch"
+    "Fill one random rectangle of an image with noise; a batch shares the noise, not the rectangle"
     n,device = len(images),images.device
     hit,area,aspect = torch.rand(3, n, device=device)
-    covered = rectangles(images.shape[-2:], hit<p, area, aspect, torch.rand(2, n, device=device), min_area, max_area, min_aspect)
+    places = torch.rand(2, n, device=device)
+    covered = rectangles(images.shape[-2:], hit<p, area, aspect, places, min_area, max_area, min_aspect)
     return torch.where(covered[:,None], torch.rand_like(images[:1]), images)
 
+# %% ../nbs/13_augment.ipynb #1c9a97b0
 class EraseRandom(RandTransform):
     "Random erasing (Zhong et al. 2020)"
     order,split_idx = 100,0
