@@ -220,14 +220,14 @@ def folder_lock(
         if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/33_checkpoint.ipynb #41b2b7c7
+# %% ../nbs/33_checkpoint.ipynb #1c84d8ca
 class Claim:
     "Work that one process does"
     def __init__(self,
         path:Path, # file of the claim
         expires:float=120., # seconds without a heartbeat after which a claim of another computer is void
     ):
-        self.path,self.expires,self.done = Path(path),expires,threading.Event()
+        self.path,self.expires,self.held,self.done = Path(path),expires,False,threading.Event()
         self.text = json.dumps(dict(host=socket.gethostname(), pid=os.getpid(), start=process_start(os.getpid())))
 
 # %% ../nbs/33_checkpoint.ipynb #6085ca3c
@@ -240,7 +240,7 @@ def alive(self:Claim)->bool: # somebody holds it
     if owner['host']==socket.gethostname(): return process_start(owner['pid'])==owner['start']
     return age<self.expires
 
-# %% ../nbs/33_checkpoint.ipynb #24c941c7
+# %% ../nbs/33_checkpoint.ipynb #fab5ef9e
 @patch
 def take(self:Claim)->bool: # it is ours now
     "Claim the work, if nobody holds it"
@@ -250,6 +250,7 @@ def take(self:Claim)->bool: # it is ours now
         try: file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError: return False
         with open(file, 'w') as f: f.write(self.text)
+    self.held = True
     self.done.clear()
     def beat():
         while not self.done.wait(self.expires/6):
@@ -261,4 +262,5 @@ def take(self:Claim)->bool: # it is ours now
 def release(self:Claim):
     "Give the work back, finished or not"
     self.done.set()
-    if self.path.exists() and self.path.read_text()==self.text: self.path.unlink()
+    if self.held and self.path.exists() and self.path.read_text()==self.text: self.path.unlink()
+    self.held = False
