@@ -34,7 +34,7 @@ def storable(
     if isinstance(value, tuple): return tuple(storable(v) for v in value)
     return [storable(v) for v in value] if isinstance(value, (list, L)) else value
 
-# %% ../nbs/33_checkpoint.ipynb #b89c85bf
+# %% ../nbs/33_checkpoint.ipynb #a3d40b93
 def random_states(
     dls:DataLoaders=None, # loaders whose random states count, too
 )->dict: # for `set_random_states`
@@ -42,7 +42,8 @@ def random_states(
     kind,keys,*rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     loaders = [dl.rng.getstate() for dl in dls.loaders] if dls else []
-    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, keys.tolist(), *rest), python=random.getstate(), loaders=loaders)
+    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, keys.tolist(), *rest), python=random.getstate(),
+        loaders=loaders)
 
 # %% ../nbs/33_checkpoint.ipynb #1293e11f
 def set_random_states(
@@ -67,12 +68,13 @@ def set_state(self:Callback,
 ):
     "Take it back"
 
-# %% ../nbs/33_checkpoint.ipynb #b95ae86c
+# %% ../nbs/33_checkpoint.ipynb #55202c6e
 @patch
 def get_state(self:Recorder):
     "The curve and the smoothed loss"
     smooth = self.smooth_loss
-    return dict(lrs=list(self.lrs), iters=list(self.iters), losses=list(self.losses), values=[list(v) for v in self.values],
+    return dict(lrs=list(self.lrs), iters=list(self.iters), losses=list(self.losses),
+        values=[list(v) for v in self.values],
                 count=smooth.count, val=smooth.val)
 
 @patch
@@ -110,13 +112,14 @@ def set_state(self:TrackerCallback,
     "The best metric so far"
     for name,value in state.items(): setattr(self, name, value)
 
-# %% ../nbs/33_checkpoint.ipynb #15bed65a
+# %% ../nbs/33_checkpoint.ipynb #71a920e3
 def training_state(
     learn:Learner, # after an epoch
 )->dict: # for `set_training_state`; safe to keep
     "All that the rest of a training depends on"
     scaler = getattr(learn, 'scaler', None)
-    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, model=dict(learn.model.state_dict()), opt=learn.opt.state_dict(),
+    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, model=dict(learn.model.state_dict()),
+        opt=learn.opt.state_dict(),
         scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
         callbacks={cb.name: state for cb in learn.cbs for state in [cb.get_state()] if state is not None}))
 

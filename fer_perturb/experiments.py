@@ -13,11 +13,11 @@ __all__ = ['map_fields', 'same', 'core', 'more', 'quarter', 'toys', 'grids', 'la
            'paper_figure', 'start_workers', 'run_grid', 'ray_runs', 'show_runs', 'show_table', 'save_figure',
            'attention_report', 'centroid_pixels', 'demo']
 
-# %% ../nbs/52_experiments.ipynb #74b41885
+# %% ../nbs/52_experiments.ipynb #11d8f0fd
 import hashlib, json, os, platform, signal, sys, time, traceback
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Run:
     one_map: bool = False
     probabilities: bool = False    # keep them, for ensembles
 
-# %% ../nbs/52_experiments.ipynb #c3b51da1
+# %% ../nbs/52_experiments.ipynb #f5e18ec0
 map_fields = ('maps', 'phase1_epochs', 'saliency', 'n_clusters', 'keep', 'feature', 'refine', 'one_map')
 
 @patch(as_prop=True)
@@ -86,6 +86,7 @@ def needs_maps(self:Run)->bool: # its form hides by a map
         raise ValueError(f'no form is called {self.form!r}: choose one of {", ".join(forms)}')
     return self.form not in forms or forms[self.form].maps
 
+# %% ../nbs/52_experiments.ipynb #cf5c9594
 @patch(as_prop=True)
 def settings(self:Run)->dict: # {field: value}, where it matters and is not the default
     "What names this run"
@@ -93,31 +94,35 @@ def settings(self:Run)->dict: # {field: value}, where it matters and is not the 
     if self.maps!='frozen': ignored += ('phase1_epochs',)
     return {f.name: v for f in fields(self) for v in [getattr(self, f.name)] if v!=f.default and f.name not in ignored}
 
+# %% ../nbs/52_experiments.ipynb #48d80b2f
 @patch(as_prop=True)
 def name(self:Run)->str: # ten characters
     "A hash of the settings"
     return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
 
-# %% ../nbs/52_experiments.ipynb #35ccdc7a
+# %% ../nbs/52_experiments.ipynb #c1b7fd35
 @patch(as_prop=True)
 def phase1(self:Run): # the run of the frozen attention network; None if there is none
     "What has to be trained before"
     if not self.needs_maps or self.maps!='frozen': return None
-    return Run(seed=self.seed, part=self.part, epochs=self.phase1_epochs, arch=self.arch, faces=self.faces, recipe=self.recipe, bs=self.bs,
+    return Run(seed=self.seed, part=self.part, epochs=self.phase1_epochs, arch=self.arch, faces=self.faces,
+        recipe=self.recipe, bs=self.bs,
                augment=self.augment, optimizer='adamw', attend=True) # gates start late with SGD
 
+# %% ../nbs/52_experiments.ipynb #8a1af153
 @patch(as_prop=True)
 def views(self:Run)->int: # 2 for a form that shows each image twice
     "Images that the network sees for one image"
     if self.form=='views': return self.n_clusters+1
     return 2 if self.form in forms and forms[self.form].twice else 1
 
+# %% ../nbs/52_experiments.ipynb #95659c01
 @patch(as_prop=True)
 def cost(self:Run)->int: # epochs of its own, times views, and those of phase 1
     "Epochs in all"
     return self.epochs*self.views + (self.phase1.epochs if self.phase1 else 0)
 
-# %% ../nbs/52_experiments.ipynb #825fd07c
+# %% ../nbs/52_experiments.ipynb #09c91007
 same = ('part', 'epochs', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment')
 
 def check_fair(
@@ -126,7 +131,8 @@ def check_fair(
     "An error names what differs that must not"
     for name in same:
         values = sorted({getattr(r, name) for r in runs}, key=str)
-        if len(values)>1: raise ValueError(f'these runs differ in {name} ({", ".join(map(str, values))}): compare runs that are equal in {", ".join(same)}')
+        if len(values)>1:
+            raise ValueError(f'these runs differ in {name} ({", ".join(map(str, values))}): compare runs that are equal in {", ".join(same)}')
 
 # %% ../nbs/52_experiments.ipynb #24dcf7d0
 def seeded(
@@ -142,34 +148,42 @@ more = ('foreign_moved cutmix cutmix_own cutmix_foreign mixup mixup_own mixup_fo
         'own_p25 own_p75 own_rise foreign_p25 foreign_p75 foreign_rise patch_p75 twice_plain twice_own twice_foreign views stack')
 quarter = dict(part=.25, epochs=30)
 
-# %% ../nbs/52_experiments.ipynb #b913a8ce
+# %% ../nbs/52_experiments.ipynb #b180e61e
 def _clusters():
     "Figure 5: the number of clusters, for own and foreign maps"
-    return [Run(form, seed, n_clusters=n, **quarter) for seed in range(3) for n in range(1, 9) for form in ('own', 'foreign')]
+    return [Run(form, seed, n_clusters=n, **quarter) for seed in range(3) for n in range(1, 9)
+        for form in ('own', 'foreign')]
 
+# %% ../nbs/52_experiments.ipynb #a436ec1b
 def _parts():
     "The parts of the scheme, one changed at a time"
     changes = [dict(keep=k) for k in (.15, .5, 1.)] + [dict(saliency=s) for s in ('energy', 'gates')]
-    changes += [dict(feature='attention'), dict(refine=0), dict(one_map=True)] + [dict(maps=m) for m in ('random', 'centre', 'landmarks')]
+    changes += [dict(feature='attention'), dict(refine=0),
+        dict(one_map=True)] + [dict(maps=m) for m in ('random', 'centre', 'landmarks')]
     return [Run(form, seed, **quarter, **c) for seed in range(3) for c in changes for form in ('own', 'foreign')]
 
+# %% ../nbs/52_experiments.ipynb #1f8981ba
 def _backbones(names=('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')):
     "Tables 1, 2 and 3: all networks, baseline and P; the baseline gets the epochs of phase 1, too"
-    return [Run(form, epochs=8, phase1_epochs=4, arch=a, probabilities=True) for a in names for form in ('plain', 'own', 'foreign')]
+    return [Run(form, epochs=8, phase1_epochs=4, arch=a, probabilities=True) for a in names
+        for form in ('plain', 'own', 'foreign')]
 
+# %% ../nbs/52_experiments.ipynb #b66087b8
 def _self():
     "The learner's own attention: all have gates, and an optimizer that gets them going"
-    return [Run(form, seed, maps='self', attend=form=='plain', optimizer='adamw', **quarter) for seed in range(3) for form in ('plain', 'own', 'foreign')]
+    return [Run(form, seed, maps='self', attend=form=='plain', optimizer='adamw', **quarter) for seed in range(3)
+        for form in ('plain', 'own', 'foreign')]
 
 toys = dict(faces='toy 210', epochs=3, arch='test_resnet', optimizer='adamw', bs=16, augment='mirror', phase1_epochs=2)
 
-# %% ../nbs/52_experiments.ipynb #0e9f0f37
+# %% ../nbs/52_experiments.ipynb #d4f7e680
 grids = dict(
     toy=lambda: seeded('plain own foreign cutmix', 2, **toys),
     forms=lambda: seeded(core, **quarter) + seeded(more, **quarter),
     main=lambda: seeded('plain foreign own patch', epochs=40),
     clusters=_clusters, parts=_parts, self=_self, backbones=_backbones,
-    fills=lambda: seeded(' '.join(f'{w}_{f}' for w in ('own', 'foreign') for f in ('mean', 'noise', 'blur', 'face', 'black')), **quarter),
+    fills=lambda: seeded(' '.join(f'{w}_{f}' for w in ('own', 'foreign')
+        for f in ('mean', 'noise', 'blur', 'face', 'black')), **quarter),
     tenth=lambda: seeded(core, part=.1, epochs=30))
 
 def with_needs(
@@ -178,6 +192,7 @@ def with_needs(
     "All that has to be trained"
     return list({r.name: r for run in runs for r in (run.phase1, run) if r}.values())
 
+# %% ../nbs/52_experiments.ipynb #fa0bc337
 def find_grid(
     name:str, # key of `grids`
 )->list: # of `Run`, each once, what is needed before that which needs it
@@ -185,13 +200,14 @@ def find_grid(
     if name not in grids: raise ValueError(f'no grid is called {name!r}: choose one of {", ".join(grids)}')
     return with_needs(grids[name]())
 
-# %% ../nbs/52_experiments.ipynb #6f3a0be3
-landmark_parts = dict(right_eye=('right_brow', 'right_eye'), left_eye=('left_brow', 'left_eye'), nose=('nose',), mouth=('mouth',))
+# %% ../nbs/52_experiments.ipynb #5b3768c9
+landmark_parts = dict(right_eye=('right_brow', 'right_eye'), left_eye=('left_brow', 'left_eye'), nose=('nose',),
+    mouth=('mouth',))
 
 def face_parts(
     landmarks:Tensor, # (n,68,2) (x,y) in pixels
     size:int=48, # height and width of the images in pixels
-)->Tensor: # (n,size,size) uint8: 0 none, then as in `landmark_parts`: 1 right eye with brow, 2 left eye with brow, 3 nose, 4 mouth
+)->Tensor: # (n,size,size) uint8: 0 none, 1 right eye with brow, 2 left eye with brow, 3 nose, 4 mouth
     "Each part as a filled hull, a little widened"
     res = np.zeros((len(landmarks), size, size), np.uint8)
     for i,points in enumerate(np.asarray(landmarks)):
@@ -219,7 +235,7 @@ class Material:
         if reference is not None and list(reference.names)!=list(faces.names):
             raise ValueError('the reference does not hold the same faces in the same order: give the set that was made from these faces')
 
-# %% ../nbs/52_experiments.ipynb #a5d4cf15
+# %% ../nbs/52_experiments.ipynb #8282954b
 @patch(as_prop=True)
 def fingerprint(self:Material)->str: # twelve characters
     "Which faces these are: a hash of images, labels and parts"
@@ -228,11 +244,19 @@ def fingerprint(self:Material)->str: # twelve characters
         self.digest = hashlib.sha256(b''.join(c.cpu().contiguous().numpy().tobytes() for c in columns)).hexdigest()[:12]
     return self.digest
 
+# %% ../nbs/52_experiments.ipynb #aba6ebd6
+@patch(as_prop=True)
+def alone(self:Material)->Tensor: # (n,) bool
+    "Which faces have no twin in another part"
+    if 'single' not in vars(self): self.single = ~twin_elsewhere(self.faces)
+    return self.single
+
+# %% ../nbs/52_experiments.ipynb #f7208a89
 @patch
 def training_rows(self:Material,
     part:float, # fraction of Training
 )->Tensor: # row numbers
-    "Which images a part of Training has: those whose hash is lowest, so that it is the same on every machine, and twins stay together"
+    "The images of a part of Training: those with the lowest hash, on every machine the same; twins stay together"
     rows = self.rows['Training']
     if not 0<part<=1: raise ValueError(f'part is {part}: give a fraction of Training, above 0 and at most 1')
     if part==1: return rows
@@ -240,7 +264,7 @@ def training_rows(self:Material,
     digests = [hashlib.blake2b(i.tobytes(), digest_size=8).digest() for i in images]
     return rows[sorted(sorted(range(len(rows)), key=digests.__getitem__)[:round(part*len(rows))])]
 
-# %% ../nbs/52_experiments.ipynb #2f8081c5
+# %% ../nbs/52_experiments.ipynb #0c17727b
 @patch
 def points(self:Material,
     rows:Tensor, # row numbers
@@ -248,6 +272,7 @@ def points(self:Material,
     "Landmarks of some faces"
     return self.given[rows] if self.given is not None else find_landmarks(self.faces[rows]).points
 
+# %% ../nbs/52_experiments.ipynb #34ae4b18
 @patch
 def covered(self:Material,
     what:str, # key of `OCCLUSIONS`
@@ -257,6 +282,7 @@ def covered(self:Material,
     if not kept.exists(): save_faces(occlude(self.faces[self.test].with_columns(), what, self.points(self.test)), kept)
     return read_faces(kept).images
 
+# %% ../nbs/52_experiments.ipynb #5c535217
 @patch(as_prop=True)
 def sets(self:Material)->dict: # {name: (m,h,w) uint8}
     "All sets to test on"
@@ -269,7 +295,7 @@ def sets(self:Material)->dict: # {name: (m,h,w) uint8}
     self.made |= {f'no {name}': torch.where(parts==i, 128, clean) for i,name in enumerate(landmark_parts, 1)}
     return self.made
 
-# %% ../nbs/52_experiments.ipynb #dec9432e
+# %% ../nbs/52_experiments.ipynb #a2945e12
 def find_material(
     faces:str, # as in `Run`: 'fer2013', or 'toy 700'
     data:Path=None, # FER2013 in any form that `load_faces` reads; $FER_PERTURB_DATA if None
@@ -281,16 +307,19 @@ def find_material(
         n = int(faces.split()[1])
         return Material(toy_faces(n), draw_faces(torch.arange(n)%7, 42).landmarks)
     data = data or os.environ.get('FER_PERTURB_DATA')
-    if not data: raise ValueError('these runs train on FER2013: give it with --data, as in --data fer2013.zip, or set FER_PERTURB_DATA')
+    if not data:
+        raise ValueError('these runs train on FER2013: give it with --data, as in --data fer2013.zip, or set FER_PERTURB_DATA')
     found,points = load_faces(data),None
     if landmarks:
-        with np.load(landmarks, allow_pickle=False) as z: rows = {n: i for i,n in enumerate(z['names'])}; points = z['landmarks']
+        with np.load(landmarks, allow_pickle=False) as z:
+            rows = {n: i for i,n in enumerate(z['names'])}; points = z['landmarks']
         missing = [n for n in found.names if n not in rows]
-        if missing: raise ValueError(f'{landmarks} has no landmarks for {len(missing):,} faces, such as {missing[0]}: is it of another set?')
+        if missing:
+            raise ValueError(f'{landmarks} has no landmarks for {len(missing):,} faces, such as {missing[0]}: is it of another set?')
         points = torch.from_numpy(points[[rows[n] for n in found.names]])
     return Material(found, points, load_faces(reference) if reference else None)
 
-# %% ../nbs/52_experiments.ipynb #747179d3
+# %% ../nbs/52_experiments.ipynb #edea0407
 class NoiseMaps(nn.Module):
     "A saliency of smooth noise, which has never seen an image"
     def __init__(self,
@@ -307,6 +336,7 @@ class NoiseMaps(nn.Module):
         maps = nn.functional.interpolate(coarse, images.shape[-2:], mode='bicubic')[:,0].clamp(0, 1)
         return maps.mul(255).byte().to(images.device)
 
+# %% ../nbs/52_experiments.ipynb #605dc26e
 class CentreMaps(nn.Module):
     "The same Gaussian for every image"
     def saliency_maps(self,
@@ -316,7 +346,7 @@ class CentreMaps(nn.Module):
         "The centre prior"
         return centre_prior(images.shape[-1]).mul(255).byte().expand(len(images), -1, -1).contiguous().to(images.device)
 
-# %% ../nbs/52_experiments.ipynb #ab42f8ba
+# %% ../nbs/52_experiments.ipynb #209612eb
 def network(
     run:Run, # its arch may name a stride, as in 'densenet121:4'
     n_out:int, # classes
@@ -326,20 +356,23 @@ def network(
     arch,_,stride = run.arch.partition(':')
     return create_backbone(arch, n_out=n_out, n_in=n_in, stem_stride=int(stride or 2))
 
+# %% ../nbs/52_experiments.ipynb #b21a3b02
 def run_loaders(
     run:Run, # settings
     material:Material, # faces
     device:torch.device=None, # where batches live; fastai's choice if None
 ): # DataLoaders
     "Training images of the run, and PublicTest"
-    kinds = dict(quick=quick_augment, mirror=lambda: [FaceAugment(max_rotate=0, max_zoom=1, max_shift=0, max_lighting=0)], none=list)
-    if run.augment not in kinds: raise ValueError(f'no augmentation is called {run.augment!r}: choose one of {", ".join(kinds)}')
+    kinds = dict(quick=quick_augment, mirror=lambda: [FaceAugment(max_rotate=0, max_zoom=1, max_shift=0,
+        max_lighting=0)], none=list)
+    if run.augment not in kinds:
+        raise ValueError(f'no augmentation is called {run.augment!r}: choose one of {", ".join(kinds)}')
     rows = torch.cat([material.training_rows(run.part), material.rows['PublicTest']])
     tfms = kinds[run.augment]() + [DoubleBatch()]*(run.form in forms and forms[run.form].twice)
     block = face_block(material.faces.vocab, material.faces.images.shape[-1], batch_tfms=tfms)
     return block.dataloaders(material.faces[rows], bs=run.bs, device=device)
 
-# %% ../nbs/52_experiments.ipynb #3d34cefd
+# %% ../nbs/52_experiments.ipynb #1c178a2b
 def run_learner(
     run:Run, # settings
     material:Material, # faces
@@ -354,13 +387,15 @@ def run_learner(
         return make(dls, network(run, classes), cbs=[] if run.form=='plain' else [FormCallback(run.form)])
     if run.maps=='landmarks':
         dls = with_clusters(dls)
-        dls.train.data.set_rows('clusters', face_parts(material.points(material.training_rows(run.part)), material.faces.images.shape[-1]))
+        dls.train.data.set_rows('clusters', face_parts(material.points(material.training_rows(run.part)),
+            material.faces.images.shape[-1]))
         return face_learner(dls, network(run, classes), cbs=[FormCallback(run.form, len(landmark_parts))])
     source = dict(frozen=attention, self='self', random=NoiseMaps(run.seed), centre=CentreMaps())[run.maps]
     options = {f: getattr(run, f) for f in ('saliency', 'n_clusters', 'keep', 'feature', 'refine', 'one_map')}
-    return perturb_learner(dls, network(run, classes, 1 + run.n_clusters*(run.form=='stack')), source, perturb=run.form, **options)
+    return perturb_learner(dls, network(run, classes, 1 + run.n_clusters*(run.form=='stack')), source,
+        perturb=run.form, **options)
 
-# %% ../nbs/52_experiments.ipynb #24a4fdca
+# %% ../nbs/52_experiments.ipynb #828725ec
 def _answer(learn, data, images): return predict_faces(learn, data.with_columns(images=images.to(data.images.device)))
 
 @torch.no_grad()
@@ -370,10 +405,12 @@ def run_predictions(
     names:tuple=None, # sets; all if None
 )->dict: # {set: (m,classes) probabilities}, of PublicTest, then PrivateTest
     "What a network says of all test images"
-    data,sets,found = material.faces[material.test].with_columns(),{k: v for k,v in material.sets.items() if k in (names or material.sets)},{}
+    data,sets,found = material.faces[material.test].with_columns(),{k: v for k,
+        v in material.sets.items() if k in (names or material.sets)},{}
     for name,images in sets.items():
         found[name] = _answer(learn, data, images)
-        if name in ('clean', 'masks', 'reference'): found[f'{name}, two views'] = (found[name] + _answer(learn, data, images.flip(2)))/2
+        if name in ('clean', 'masks', 'reference'):
+            found[f'{name}, two views'] = (found[name] + _answer(learn, data, images.flip(2)))/2
     clean = sets['clean']
     shifts = [_answer(learn, data, clean.roll(s, (1, 2))) for s in ((2, 0), (0, 2))]
     found['clean, shifts'] = (2*found['clean, two views'] + sum(shifts))/4
@@ -384,7 +421,7 @@ def run_predictions(
         found['clean, clusters'] = (found['clean'] + sum(hidden.values()))/(1+len(hidden))
     return found
 
-# %% ../nbs/52_experiments.ipynb #25e4661c
+# %% ../nbs/52_experiments.ipynb #d0ba009d
 def mean_maps(
     learn:Learner, # trained
     material:Material, # faces
@@ -393,24 +430,27 @@ def mean_maps(
     "Maps that show no face"
     maps,k = {},min(n, len(material.rows['PublicTest']))
     try:
-        for name in ('clean', 'masks'): maps[f'saliency {name}'] = input_saliency(learn, material.sets[name][:k]).mean(0)
+        for name in ('clean', 'masks'):
+            maps[f'saliency {name}'] = input_saliency(learn, material.sets[name][:k]).mean(0)
     except (ImportError, RuntimeError): pass # captum is an extra, and a stack of clusters is no image
     if hasattr(learn, 'recluster') and learn.recluster.perturb!='stack':
         clusters = learn.recluster.clusterer(material.sets['clean'][:k,None].to(learn.dls.device or 'cpu')).cpu()
         maps['clusters'] = torch.stack([(clusters==i).float().mean(0) for i in range(1, learn.recluster.k+1)])
     return {name: m.half().numpy() for name,m in maps.items()}
 
-# %% ../nbs/52_experiments.ipynb #a46058f1
+# %% ../nbs/52_experiments.ipynb #ae1f0c27
 def runs_folder()->Path: # $FER_PERTURB_RUNS, or runs in the cache folder
     "Where checkpoints are kept"
     return Path(os.environ.get('FER_PERTURB_RUNS') or cache_folder()/'runs')
 
+# %% ../nbs/52_experiments.ipynb #e670e4ce
 @dataclass(frozen=True)
 class Place:
     "Folders of results, and of what is needed to go on"
     results: Path = Path('results')  # for the repository
     folder: Path = None              # for checkpoints; `runs_folder()` if None
 
+# %% ../nbs/52_experiments.ipynb #d44d3363
 @patch
 def work(self:Place,
     run:Run, # any
@@ -418,6 +458,7 @@ def work(self:Place,
     "Where a run keeps what it needs to go on"
     return Path(self.folder or runs_folder())/run.name
 
+# %% ../nbs/52_experiments.ipynb #abc1209b
 @patch
 def record(self:Place,
     run:Run, # any
@@ -425,24 +466,28 @@ def record(self:Place,
     "Where a finished run is written"
     return Path(self.results)/'runs'/f'{run.name}.json'
 
+# %% ../nbs/52_experiments.ipynb #b1ff538d
 @patch
 def finished(self:Place,
     run:Run, # any
 )->bool: # nothing is left to do
     "Whether a run is done; an attention network that others need must also be here"
-    return self.record(run).exists() and self.record(run).with_suffix('.npz').exists() and (not run.attend or (self.work(run)/'network.pt').exists())
+    return self.record(run).exists() and self.record(run).with_suffix('.npz').exists() and (not run.attend
+        or (self.work(run)/'network.pt').exists())
 
-# %% ../nbs/52_experiments.ipynb #2ff67fe6
+# %% ../nbs/52_experiments.ipynb #1b49cc68
 def hardware(
     device:torch.device=None, # where it is trained
 )->str: # such as 'AMD EPYC, 1 thread'
     "What a run is trained on"
     if torch.device(device or 'cpu').type=='cuda': return torch.cuda.get_device_name(device)
     info = Path('/proc/cpuinfo')
-    names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
+    names = [line.partition(':')[2].strip() for line in info.read_text().splitlines()
+        if line.startswith('model name')] if info.exists() else []
     threads = torch.get_num_threads()
     return f'{names[0] if names else platform.processor() or platform.machine()}, {threads} thread{"s"*(threads>1)}'
 
+# %% ../nbs/52_experiments.ipynb #e4a87f68
 def versions()->dict: # {package: version}
     "What a run is trained with"
     found = dict(python=platform.python_version())
@@ -451,7 +496,7 @@ def versions()->dict: # {package: version}
         except PackageNotFoundError: found[name] = 'not installed'
     return found
 
-# %% ../nbs/52_experiments.ipynb #bc5b87a0
+# %% ../nbs/52_experiments.ipynb #e06aef02
 def write_json(
     path:Path, # file to be written
     value, # numbers and texts in lists and dictionaries
@@ -459,6 +504,7 @@ def write_json(
     "Write beside, then rename"
     with write_beside(path) as part: part.write_text(json.dumps(value, indent=1, ensure_ascii=False)+'\n')
 
+# %% ../nbs/52_experiments.ipynb #f19b9aff
 def write_arrays(
     path:Path, # an npz file
     arrays:dict, # {name: NumPy array}
@@ -466,6 +512,7 @@ def write_arrays(
     "Write beside, then rename"
     with write_beside(path) as part, open(part, 'wb') as f: np.savez_compressed(f, **arrays)
 
+# %% ../nbs/52_experiments.ipynb #8c374188
 def read_json(
     path:Path, # a file
 )->dict: # what it holds; None if it is missing or not whole
@@ -473,7 +520,7 @@ def read_json(
     try: return json.loads(Path(path).read_text())
     except (OSError, ValueError): return None
 
-# %% ../nbs/52_experiments.ipynb #4af6679c
+# %% ../nbs/52_experiments.ipynb #30498436
 class Report(Callback):
     "Say how a run goes"
     order,run_valid = 900,False # after the recorder, before the checkpoint
@@ -488,6 +535,7 @@ class Report(Callback):
     def get_state(self): return dict(seconds=self.seconds)
     def set_state(self, state): self.seconds = state['seconds']
 
+# %% ../nbs/52_experiments.ipynb #5fe91531
 @patch
 def after_batch(self:Report):
     "The line on a terminal, four times a second"
@@ -496,6 +544,7 @@ def after_batch(self:Report):
     self.shown = now
     self.live(f'{self.title}  epoch {self.epoch+1}/{self.n_epoch}  {(self.iter+1)/self.n_iter:4.0%}  {now-self.started:.0f} s')
 
+# %% ../nbs/52_experiments.ipynb #ad09aaa3
 @patch
 def after_epoch(self:Report):
     "The line in a log"
@@ -506,6 +555,7 @@ def after_epoch(self:Report):
     write_json(self.path, dict(epoch=self.epoch+1, epochs=self.n_epoch, seconds=self.seconds))
     self.line(f'{self.title}  epoch {self.epoch+1}/{self.n_epoch}  loss {train_loss:.3f}  PublicTest {accuracy:.1%}  {took:.1f} s  left {clock(left)}')
 
+# %% ../nbs/52_experiments.ipynb #cfd07032
 def clock(
     seconds:float, # a duration
 )->str: # such as 4:05, or 1:02:09
@@ -513,7 +563,7 @@ def clock(
     m,s = divmod(round(seconds), 60)
     return f'{m//60}:{m%60:02}:{s:02}' if m>=60 else f'{m}:{s:02}'
 
-# %% ../nbs/52_experiments.ipynb #2da6792b
+# %% ../nbs/52_experiments.ipynb #4e65f9e2
 def begin(
     folder:Path, # of the run
     device:torch.device=None, # where it is trained
@@ -521,11 +571,13 @@ def begin(
     "How a run was begun, or begins now"
     known = read_json(folder/'setup.json')
     if known is None:
-        known = dict(bfloat16=bfloat16_pays(), threads=torch.get_num_threads(), hardware=hardware(device), versions=versions())
+        known = dict(bfloat16=bfloat16_pays(), threads=torch.get_num_threads(), hardware=hardware(device),
+            versions=versions())
         write_json(folder/'setup.json', known)
     torch.set_num_threads(known['threads'])
     return known
 
+# %% ../nbs/52_experiments.ipynb #5e77f906
 def _precision(learn, setup):
     "The precision with which the run was begun"
     if torch.device(learn.dls.device or 'cpu').type!='cpu': return
@@ -544,7 +596,7 @@ def attention_network(
     learn.model.load_state_dict(torch.load(place.work(run)/'network.pt', weights_only=True))
     return learn.model.eval().requires_grad_(False)
 
-# %% ../nbs/52_experiments.ipynb #2a72be06
+# %% ../nbs/52_experiments.ipynb #653e1eec
 def train_run(
     run:Run, # settings
     material:Material, # faces
@@ -557,7 +609,8 @@ def train_run(
     "Train a run from where it is, and write its results"
     folder = place.work(run)
     setup = begin(folder, device)
-    learn = run_learner(run, material, run.phase1 and attention_network(run.phase1, material, place).to(device or 'cpu'), device)
+    learn = run_learner(run, material, run.phase1
+        and attention_network(run.phase1, material, place).to(device or 'cpu'), device)
     _precision(learn, setup)
     report = Report(run_title(run), folder/'progress.json', line, live)
     checkpoint = Checkpoint(folder/'checkpoint.pt', stop=stop)
@@ -565,17 +618,19 @@ def train_run(
     fit = dict(quick=quick, paper=partial(learn.fit_paper, lr=run.lr or 0.01))[run.recipe]
     with learn.no_bar(), learn.no_logging(): fit(run.epochs, cbs=[report, checkpoint])
     if checkpoint.stopped: return False
-    curve = [dict(zip(('train_loss', 'valid_loss', 'accuracy', 'macro_f1'), map(float, v))) for v in learn.recorder.values]
+    curve = [dict(zip(('train_loss', 'valid_loss', 'accuracy', 'macro_f1'), map(float, v)))
+        for v in learn.recorder.values]
     write_results(run, learn, material, place, setup | dict(minutes=round(report.seconds/60, 3), curve=curve))
     return True
 
+# %% ../nbs/52_experiments.ipynb #d6221a9c
 def run_title(
     run:Run, # any
 )->str: # name and the most important settings
     "What to call a run in a line"
     return f'{run.name} {"attention" if run.attend else run.form} {run.arch} seed {run.seed}'
 
-# %% ../nbs/52_experiments.ipynb #8f446c5e
+# %% ../nbs/52_experiments.ipynb #28800d12
 def write_results(
     run:Run, # settings
     learn:Learner, # trained
@@ -586,21 +641,26 @@ def write_results(
     "The record of a run, written last, and what belongs to it"
     folder,n = place.work(run),len(material.rows['PublicTest'])
     if run.attend:
-        with write_beside(folder/'network.pt') as part: torch.save({k: v.cpu() for k,v in learn.model.state_dict().items()}, part)
+        with write_beside(folder/'network.pt') as part:
+            torch.save({k: v.cpu() for k,v in learn.model.state_dict().items()}, part)
     write_faces(material, place)
     found = run_predictions(learn, material, ('clean', 'masks') if run.attend else None)
     kept = {name: p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte() for name,p in found.items()}
     write_arrays(folder/'private.npz', {f'PrivateTest/{name}': p[n:].numpy() for name,p in kept.items()})
-    write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': p[:n].numpy() for name,p in kept.items()} | mean_maps(learn, material))
-    record = dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'), **known,
+    write_arrays(place.record(run).with_suffix('.npz'),
+        {f'PublicTest/{name}': p[:n].numpy() for name,p in kept.items()} | mean_maps(learn, material))
+    record = dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'),
+        **known,
                   hidden=_hidden(run, learn, material), scores=dict(PublicTest=_scores(found, material, slice(0, n))))
     write_json(place.record(run), record)
     (folder/'checkpoint.pt').unlink(missing_ok=True)
 
+# %% ../nbs/52_experiments.ipynb #a2230cc0
 def _scores(found, material, rows):
-    labels,alone = (v[rows] for v in (material.faces.labels.cpu()[material.test], ~twin_elsewhere(material.faces)[material.test]))
+    labels,alone = (v[material.test][rows] for v in (material.faces.labels.cpu(), material.alone))
     return {name: scores(p[rows], labels, material.faces.vocab, alone) for name,p in found.items()}
 
+# %% ../nbs/52_experiments.ipynb #7b7096df
 def _hidden(run, learn, material):
     "What the form hides of training images, for maps that come from a saliency"
     if run.form not in forms or forms[run.form].mixes or not hasattr(learn, 'recluster'): return None
@@ -610,7 +670,7 @@ def _hidden(run, learn, material):
     set_seed(0)
     return hidden_share(run.form, clusterer(images, saliency), saliency, run.n_clusters)
 
-# %% ../nbs/52_experiments.ipynb #fceece03
+# %% ../nbs/52_experiments.ipynb #93ed8c49
 def write_faces(
     material:Material, # faces
     place:Place, # where results go
@@ -619,7 +679,8 @@ def write_faces(
     path = Path(place.results)/f'faces-{material.fingerprint}.npz'
     if path.exists(): return
     faces = material.faces
-    write_arrays(path, dict(labels=faces.labels.cpu().byte().numpy(), usage=faces.usage.cpu().numpy(), alone=~twin_elsewhere(faces).numpy(),
+    write_arrays(path, dict(labels=faces.labels.cpu().byte().numpy(), usage=faces.usage.cpu().numpy(),
+        alone=material.alone.numpy(),
                             vocab=np.array(faces.vocab)))
 
 # %% ../nbs/52_experiments.ipynb #ab81cba0
@@ -641,7 +702,7 @@ class Stop:
     def __exit__(self, *args):
         for number,old in self.old.items(): signal.signal(number, old)
 
-# %% ../nbs/52_experiments.ipynb #29e3ad55
+# %% ../nbs/52_experiments.ipynb #7c63f4dc
 def train_runs(
     runs:list, # of `Run`; attention networks that they need are trained, too
     materials, # function of `Run.faces` that gives the `Material`
@@ -664,6 +725,7 @@ def train_runs(
         time.sleep(wait)
     return failed
 
+# %% ../nbs/52_experiments.ipynb #6d84d038
 def _train_claimed(run, materials, place, stop, device, line, live, failed):
     "Whether the run was ours to train"
     claim = Claim(place.work(run)/'claim')
@@ -677,7 +739,7 @@ def _train_claimed(run, materials, place, stop, device, line, live, failed):
     finally: claim.release()
     return True
 
-# %% ../nbs/52_experiments.ipynb #e2aba09c
+# %% ../nbs/52_experiments.ipynb #cfb1326d
 def run_state(
     run:Run, # any
     place:Place, # where results are
@@ -689,6 +751,7 @@ def run_state(
     if (folder/'checkpoint.pt').exists(): return 'begun'
     return 'failed' if (folder/'error.txt').exists() else 'left'
 
+# %% ../nbs/52_experiments.ipynb #61f0c38b
 def run_seconds(
     runs:list, # of `Run`
     place:Place, # where results are
@@ -702,7 +765,7 @@ def run_seconds(
         if now: costs[run.arch,run.faces].append(now['seconds']/now['epoch']/run.part/run.views)
     return {k: float(np.median(v)) for k,v in costs.items()}
 
-# %% ../nbs/52_experiments.ipynb #b9ba345d
+# %% ../nbs/52_experiments.ipynb #78e0aab3
 def runs_table(
     name:str, # key of `grids`
     place:Place=Place(), # where results are
@@ -713,7 +776,8 @@ def runs_table(
     for run in runs:
         state,now = run_state(run, place),read_json(place.work(run)/'progress.json') or dict(epoch=0)
         done = read_json(place.record(run)) if state=='finished' else None
-        rows.append(dict(run=run_title(run), state=state, epoch=f'{run.epochs if done else now["epoch"]}/{run.epochs}', minutes=done and done['minutes'],
+        rows.append(dict(run=run_title(run), state=state,
+            epoch=f'{run.epochs if done else now["epoch"]}/{run.epochs}', minutes=done and done['minutes'],
                          PublicTest=done and round(100*done['scores']['PublicTest']['clean']['accuracy'], 1)))
         epochs = 0 if done else run.epochs-now['epoch']
         cost = costs.get((run.arch, run.faces))
@@ -725,7 +789,7 @@ def runs_table(
         (f', and {unknown} runs of networks whose pace is not known here yet' if unknown else '')
     return table
 
-# %% ../nbs/52_experiments.ipynb #cc032587
+# %% ../nbs/52_experiments.ipynb #79703ed6
 class Results:
     "Finished runs, by name"
     def __init__(self,
@@ -733,6 +797,7 @@ class Results:
     ):
         self.folder,self.kept = Path(folder),{}
 
+# %% ../nbs/52_experiments.ipynb #575d5f22
 @patch
 def record(self:Results,
     run:Run, # any
@@ -740,6 +805,7 @@ def record(self:Results,
     "Settings, curve and scores of a run"
     return read_json(self.folder/'runs'/f'{run.name}.json')
 
+# %% ../nbs/52_experiments.ipynb #d7900120
 @patch
 def finished(self:Results,
     name:str, # key of `grids`
@@ -750,16 +816,18 @@ def finished(self:Results,
     if found: return found
     raise FileNotFoundError(f'no run of the grid {name} is finished: train it with fer-perturb run {name}')
 
+# %% ../nbs/52_experiments.ipynb #9f68b841
 @patch
 def arrays(self:Results,
     run:Run, # finished
 )->dict: # {name: array}
     "Predictions and maps of a run"
     if run.name not in self.kept:
-        with np.load(self.folder/'runs'/f'{run.name}.npz', allow_pickle=False) as z: self.kept[run.name] = {k: z[k] for k in z}
+        with np.load(self.folder/'runs'/f'{run.name}.npz', allow_pickle=False) as z:
+            self.kept[run.name] = {k: z[k] for k in z}
     return self.kept[run.name]
 
-# %% ../nbs/52_experiments.ipynb #5958a953
+# %% ../nbs/52_experiments.ipynb #3e824133
 @patch
 def faces(self:Results,
     run:Run, # finished
@@ -768,8 +836,10 @@ def faces(self:Results,
     "What is known of the images, without the images"
     with np.load(self.folder/f'faces-{self.record(run)["faces"]}.npz', allow_pickle=False) as z:
         rows = z['usage']==USAGES.index(usage)
-        return torch.from_numpy(z['labels'][rows]).long(),torch.from_numpy(z['alone'][rows]),tuple(str(v) for v in z['vocab'])
+        return torch.from_numpy(z['labels'][rows]).long(),torch.from_numpy(z['alone'][rows]),tuple(str(v)
+            for v in z['vocab'])
 
+# %% ../nbs/52_experiments.ipynb #a9a7a021
 @patch
 def answers(self:Results,
     run:Run, # finished
@@ -780,10 +850,11 @@ def answers(self:Results,
     found = self.arrays(run).get(f'{usage}/{what}')
     if found is None and usage=='PrivateTest':
         raise ValueError('PrivateTest is still sealed: open it with --final when all choices are made; each use is written down')
-    if found is None: raise ValueError(f'{run_title(run)} has no {what!r}: choose one of {", ".join(k.partition("/")[2] for k in self.arrays(run) if "/" in k)}')
+    if found is None:
+        raise ValueError(f'{run_title(run)} has no {what!r}: choose one of {", ".join(k.partition("/")[2] for k in self.arrays(run) if "/" in k)}')
     return torch.from_numpy(found)
 
-# %% ../nbs/52_experiments.ipynb #d314271a
+# %% ../nbs/52_experiments.ipynb #d2feb959
 def open_private(
     name:str, # key of `grids`
     place:Place=Place(), # where results are
@@ -799,7 +870,8 @@ def open_private(
             write_arrays(path.with_suffix('.npz'), arrays)
         labels,alone,vocab = Results(place.results).faces(run, 'PrivateTest')
         record = read_json(path)
-        record['scores']['PrivateTest'] = {k.partition('/')[2]: scores(torch.from_numpy(a.astype(np.float32 if a.ndim==2 else a.dtype)), labels, vocab, alone)
+        record['scores']['PrivateTest'] = {k.partition('/')[2]: scores(torch.from_numpy(a.astype(np.float32
+            if a.ndim==2 else a.dtype)), labels, vocab, alone)
                                            for k,a in arrays.items() if k.startswith('PrivateTest/')}
         write_json(path, record)
         opened.append(run.name)
@@ -807,7 +879,7 @@ def open_private(
         f.write(json.dumps(dict(date=time.strftime('%Y-%m-%d %H:%M'), grid=name, runs=opened))+'\n')
     return len(opened)
 
-# %% ../nbs/52_experiments.ipynb #9fb59e42
+# %% ../nbs/52_experiments.ipynb #9e33e262
 def variants(
     runs:list, # of `Run`
 )->dict: # {label: runs that differ in the seed only}
@@ -819,6 +891,7 @@ def variants(
     def label(r): return ' '.join([r.form] + [f'{k}={r.settings[k]}' for k in changing if k in r.settings])
     return {label(r): sorted(group, key=lambda g: g.seed) for r,group in groups.items()}
 
+# %% ../nbs/52_experiments.ipynb #f48ef9f9
 def right_of(
     results:Results, # where they are
     runs:list, # of `Run`
@@ -831,7 +904,7 @@ def right_of(
     right = torch.stack([correct(results.answers(r, what, usage), labels) for r in runs])
     return right[:,alone] if twin_free else right
 
-# %% ../nbs/52_experiments.ipynb #fbac1b6b
+# %% ../nbs/52_experiments.ipynb #dda9bc9e
 def comparison(
     name:str, # key of `grids`
     control:str='plain', # label of the row to compare with, see `variants`
@@ -839,26 +912,30 @@ def comparison(
     usage:str='PublicTest', # one of `USAGES`
     results:Results=None, # where they are
     twin_free:bool=False, # leave out images that also occur in another part
-)->pd.DataFrame: # a row for each variant: seeds, epochs in all, hidden shares; for each set accuracy, change and interval in points
+)->pd.DataFrame: # a row for each variant: seeds, epochs in all, hidden shares; accuracy, change, interval of each set
     "Everything that a grid compares, over the seeds that row and control have in common"
     results = results or Results()
     rows,groups = {},variants(results.finished(name))
-    if control not in groups: raise ValueError(f'no finished runs are called {control!r}: choose one of {", ".join(groups)}')
+    if control not in groups:
+        raise ValueError(f'no finished runs are called {control!r}: choose one of {", ".join(groups)}')
     for label,runs in groups.items():
         check_fair([*runs, *groups[control]])
         seeds = {r.seed for r in runs} & {r.seed for r in groups[control]}
-        row = dict(seeds=len(runs), epochs=runs[0].cost, **{f'{k} hidden': v for k,v in (results.record(runs[0])['hidden'] or {}).items() if k!='changed'})
+        row = dict(seeds=len(runs), epochs=runs[0].cost,
+            **{f'{k} hidden': v for k,v in (results.record(runs[0])['hidden'] or {}).items() if k!='changed'})
         for what in sets:
             right = right_of(results, runs, what, usage, twin_free)
             row[what] = round(100*right.mean().item(), 1)
             if label==control or not seeds: continue
-            pair = (right_of(results, [r for r in g if r.seed in seeds], what, usage, twin_free) for g in (groups[control], runs))
+            pair = (right_of(results, [r for r in g if r.seed in seeds], what, usage, twin_free)
+                for g in (groups[control], runs))
             row[f'{what}: change'] = '{:+.1f} ({:+.1f} to {:+.1f})'.format(*seed_change(*pair))
         rows[label] = row
     return pd.DataFrame(rows).T.astype(object).fillna('')
 
-# %% ../nbs/52_experiments.ipynb #b4f7d24f
-paper_accuracy = dict(vgg16=(66.5, 69.5), slim_resnet18=(69.2, 72.3), dpn68=(71.2, 71.9), densenet121=(72.6, None), ensemble=(73.4, None)) # PrivateTest, Table 2
+# %% ../nbs/52_experiments.ipynb #b0865561
+paper_accuracy = dict(vgg16=(66.5, 69.5), slim_resnet18=(69.2, 72.3), dpn68=(71.2, 71.9), densenet121=(72.6, None),
+    ensemble=(73.4, None))
 
 def arch_answers(
     results:Results, # where they are
@@ -868,7 +945,8 @@ def arch_answers(
     grid:str='backbones', # key of `grids`
 )->dict: # {network: (n,) classes or (n,classes) probabilities}; with probabilities of two or more also their ensemble
     "Answers of all networks that are trained with one form"
-    found = {r.arch.partition(':')[0]: results.answers(r, what, usage) for r in results.finished(grid, form=form, seed=0)}
+    found = {r.arch.partition(':')[0]: results.answers(r, what, usage)
+        for r in results.finished(grid, form=form, seed=0)}
     votes = [p.float() for p in found.values() if p.ndim==2]
     return found | (dict(ensemble=torch.stack(votes).mean(0)) if len(votes)>1 else {})
 
@@ -897,7 +975,7 @@ def paper_table(
     table['paper', 'baseline'],table['paper', 'P'] = [a for a,_ in paper.values()],[b for _,b in paper.values()]
     return table.astype(object).fillna('–')
 
-# %% ../nbs/52_experiments.ipynb #daf3e950
+# %% ../nbs/52_experiments.ipynb #45443313
 def _sheet(maps, title):
     "Averaged maps side by side"
     figure,axes = plt.subplots(1, len(maps), figsize=(1.7*len(maps), 2.1), squeeze=False)
@@ -908,6 +986,7 @@ def _sheet(maps, title):
     figure.suptitle(title, fontsize=9)
     return figure
 
+# %% ../nbs/52_experiments.ipynb #e117e63e
 def saliency_sheet(
     results:Results, # where they are
     grid:str='backbones', # key of `grids`
@@ -918,10 +997,11 @@ def saliency_sheet(
     for run in (r for form in names for r in results.finished(grid, form=form, seed=0)):
         found = {k: v for k,v in results.arrays(run).items() if k.startswith('saliency ')}
         maps |= {f'{run.arch.partition(":")[0]}, {run.form}\n{k.removeprefix("saliency ")}': v for k,v in found.items()}
-    if not maps: raise FileNotFoundError(f"no run of {grid} has saliency maps: they need captum, pip install 'fer_perturb[interpret]'")
+    if not maps:
+        raise FileNotFoundError(f"no run of {grid} has saliency maps: they need captum, pip install 'fer_perturb[interpret]'")
     return _sheet(maps, 'Saliency of the input, averaged over faces of PublicTest')
 
-# %% ../nbs/52_experiments.ipynb #6eca5fac
+# %% ../nbs/52_experiments.ipynb #5699f175
 def cluster_sheet(
     results:Results, # where they are
     grid:str='backbones', # key of `grids`
@@ -929,10 +1009,14 @@ def cluster_sheet(
     "Figure 4: where each cluster lies, averaged over many faces"
     maps = {}
     for run in [r for r in results.finished(grid, seed=0) if 'clusters' in results.arrays(r)]:
-        if run.form=='own': maps |= {f'{run.arch.partition(":")[0]}\ncluster {i}': m for i,m in enumerate(results.arrays(run)['clusters'], 1)}
-    if not maps: raise FileNotFoundError(f'no P-model of the grid {grid} is finished: train it with fer-perturb run {grid}')
+        if run.form=='own':
+            maps |= {f'{run.arch.partition(":")[0]}\ncluster {i}': m for i,
+                m in enumerate(results.arrays(run)['clusters'], 1)}
+    if not maps:
+        raise FileNotFoundError(f'no P-model of the grid {grid} is finished: train it with fer-perturb run {grid}')
     return _sheet(maps, 'How often a pixel belongs to each cluster')
 
+# %% ../nbs/52_experiments.ipynb #82fdc0fe
 def cluster_curve(
     results:Results, # where they are
     grid:str='clusters', # key of `grids`
@@ -942,45 +1026,51 @@ def cluster_curve(
     figure,ax = plt.subplots(figsize=(5,2.6))
     for form in dict.fromkeys(r.form for r in results.finished(grid)):
         groups = defaultdict(list)
-        for run in results.finished(grid, form=form): groups[run.n_clusters].append(100*right_of(results, [run], usage=usage).mean().item())
-        ax.errorbar(list(groups), [np.mean(v) for v in groups.values()], [np.ptp(v)/2 for v in groups.values()], marker='o', capsize=3, label=form)
+        for run in results.finished(grid, form=form):
+            groups[run.n_clusters].append(100*right_of(results, [run], usage=usage).mean().item())
+        ax.errorbar(list(groups), [np.mean(v) for v in groups.values()], [np.ptp(v)/2 for v in groups.values()],
+            marker='o', capsize=3, label=form)
     ax.set(title='Accuracy by the number of clusters; bars span the seeds', xlabel='clusters', ylabel=f'{usage}, %')
     ax.legend(fontsize=8)
     return figure
 
-# %% ../nbs/52_experiments.ipynb #5602bd86
+# %% ../nbs/52_experiments.ipynb #994a91f5
 def class_bars(
     results:Results, # where they are
 ):
     "Figure 3: how many images each class has"
     path = next(iter(sorted(results.folder.glob('faces-*.npz'), key=lambda p: -p.stat().st_size)), None)
     if path is None: raise FileNotFoundError('no results yet: train a grid first, such as fer-perturb run toy')
-    with np.load(path, allow_pickle=False) as z: labels,usage,vocab = z['labels'],z['usage'],tuple(str(v) for v in z['vocab'])
+    with np.load(path, allow_pickle=False) as z:
+        labels,usage,vocab = z['labels'],z['usage'],tuple(str(v) for v in z['vocab'])
     empty = torch.zeros(len(labels), 1, 1, dtype=torch.uint8)
-    return FERData(empty, torch.from_numpy(labels).long(), torch.from_numpy(usage), vocab=vocab).show_distribution().figure
+    return FERData(empty, torch.from_numpy(labels).long(), torch.from_numpy(usage),
+        vocab=vocab).show_distribution().figure
 
+# %% ../nbs/52_experiments.ipynb #5791eae6
 def paper_figure(
     number:int, # 1, 3, 4, 5 or 6
     results:Results=None, # where they are
 ):
     "A figure of the paper, from what is finished"
     results = results or Results()
-    made = {1: lambda: saliency_sheet(results), 3: lambda: class_bars(results), 4: lambda: cluster_sheet(results), 5: lambda: cluster_curve(results),
+    made = {1: lambda: saliency_sheet(results), 3: lambda: class_bars(results), 4: lambda: cluster_sheet(results),
+        5: lambda: cluster_curve(results),
             6: lambda: saliency_sheet(results, names=('plain', 'own'))}
-    if number not in made: raise ValueError(f'figure {number} is not made from results: choose one of {", ".join(map(str, made))}')
+    if number not in made:
+        raise ValueError(f'figure {number} is not made from results: choose one of {", ".join(map(str, made))}')
     return made[number]()
 
-# %% ../nbs/52_experiments.ipynb #e6d07efe
+# %% ../nbs/52_experiments.ipynb #7b416d45
 def _worker(runs, options, place, hours, device, threads):
     "One process of several"
     torch.set_num_threads(threads)
     with Stop(hours, line=lambda text: None) as stop:
-        materials = {}
-        def material_of(faces): return materials.setdefault(faces, None) or materials.update({faces: find_material(faces, **options)}) or materials[faces]
-        sys.exit(len(train_runs(runs, material_of, place, stop, device, _flushed)))
+        sys.exit(len(train_runs(runs, cache(partial(find_material, **options)), place, stop, device, _flushed)))
 
 def _flushed(text): print(text, flush=True)
 
+# %% ../nbs/52_experiments.ipynb #c0bfe99b
 def start_workers(
     jobs:int, # processes
     runs:list, # of `Run`
@@ -992,12 +1082,13 @@ def start_workers(
     "Several processes on one list"
     import torch.multiprocessing as mp
     context,threads = mp.get_context('spawn'),max(1, torch.get_num_threads()//jobs)
-    workers = [context.Process(target=_worker, args=(runs, options, place, hours, device, threads)) for _ in range(jobs)]
+    workers = [context.Process(target=_worker, args=(runs, options, place, hours, device, threads))
+        for _ in range(jobs)]
     for w in workers: w.start()
     for w in workers: w.join()
     return sum(abs(w.exitcode) for w in workers)
 
-# %% ../nbs/52_experiments.ipynb #36f354e0
+# %% ../nbs/52_experiments.ipynb #d11f9247
 def _live(text): print(f'\r\x1b[2K{text}', end='', flush=True)
 def _above(text): print(f'\r\x1b[2K{text}', flush=True)
 
@@ -1015,16 +1106,22 @@ def run_grid(
     folder:Path=None, # for checkpoints; `runs_folder()` if None
 )->int: # exit status: 0 if all went well, 130 after Ctrl-C, 1 if runs failed
     "Train what is left of a grid"
-    runs,place,options = find_grid(grid),Place(Path(results), folder),dict(data=data, reference=reference, landmarks=landmarks)
+    runs,place,options = find_grid(grid),Place(Path(results), folder),dict(data=data, reference=reference,
+        landmarks=landmarks)
     device,live = device and torch.device(device),sys.stdout.isatty() and jobs==1
     fastprogress.NO_BAR = not live # a log is no place for bars
-    for faces in {r.faces for r in runs if not place.finished(r)}: first = find_material(faces, **options) # mistakes show at once
+    material_of = cache(partial(find_material, **options))
+    for faces in {r.faces for r in runs if not place.finished(r)}: material_of(faces) # mistakes show at once
     with Stop(hours, _flushed) as stop:
         if ray: failed = ray_runs(runs, options, place)
         elif jobs>1: failed = start_workers(jobs, runs, options, place, hours, device)
-        else: failed = len(train_runs(runs, lambda faces: first, place, stop, device, _above if live else _flushed, _live if live else None))
+        else:
+            failed = len(train_runs(runs, material_of, place, stop, device, _above if live else _flushed,
+                _live if live else None))
     print(runs_table(grid, place).attrs['left'], flush=True)
-    if final: print(f'PrivateTest of {open_private(grid, place)} runs is open; {Path(results)/"final.jsonl"} says so', flush=True)
+    if final:
+        print(f'PrivateTest of {open_private(grid, place)} runs is open; {Path(results)/"final.jsonl"} says so',
+            flush=True)
     if stop.signalled: print(f'Stopped. fer-perturb run {grid} goes on from here.', flush=True)
     return 130 if stop.signalled else int(bool(failed))
 
@@ -1049,7 +1146,7 @@ def ray_runs(
         for names in ray.get([task.remote([r]) for r in stage if not place.finished(r)]): failed += names
     return len(failed)
 
-# %% ../nbs/52_experiments.ipynb #2b5faa82
+# %% ../nbs/52_experiments.ipynb #5af98423
 def show_runs(
     grid:str=None, # key of `grids`; a line for each grid if None
     results:Path='results', # folder of results
@@ -1062,6 +1159,7 @@ def show_runs(
         if grid: print(table.astype(object).where(table.notna(), '').to_string())
         print(f'{name}: {dict(table.state.value_counts())}'.replace("'", '')[:200] + f'\n  {table.attrs["left"]}')
 
+# %% ../nbs/52_experiments.ipynb #f12d7524
 def show_table(
     number:str, # 1, 2 or 3; or a key of `grids`, for its comparison
     results:Path='results', # folder of results
@@ -1072,6 +1170,7 @@ def show_table(
     with pd.option_context('display.width', 250, 'display.max_columns', 40, 'display.max_rows', 200):
         print(f'{usage}\n{(paper_table(int(number), found, usage) if number.isdigit() else comparison(number, usage=usage, results=found)).to_string()}')
 
+# %% ../nbs/52_experiments.ipynb #ecd420ea
 def save_figure(
     number:int, # 1, 3, 4, 5 or 6
     results:Path='results', # folder of results
