@@ -181,6 +181,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fer_perturb.experiments.Material': ('experiments.html#material', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.Material.__init__': ( 'experiments.html#material.__init__',
                                                                                         'fer_perturb/experiments.py'),
+                                         'fer_perturb.experiments.Material.alone': ( 'experiments.html#material.alone',
+                                                                                     'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.Material.covered': ( 'experiments.html#material.covered',
                                                                                        'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.Material.fingerprint': ( 'experiments.html#material.fingerprint',

@@ -34,7 +34,7 @@ def storable(
     if isinstance(value, tuple): return tuple(storable(v) for v in value)
     return [storable(v) for v in value] if isinstance(value, (list, L)) else value
 
-# %% ../nbs/33_checkpoint.ipynb #b89c85bf
+# %% ../nbs/33_checkpoint.ipynb #a3d40b93
 def random_states(
     dls:DataLoaders=None, # loaders whose random states count, too
 )->dict: # for `set_random_states`
@@ -42,7 +42,8 @@ def random_states(
     kind,keys,*rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     loaders = [dl.rng.getstate() for dl in dls.loaders] if dls else []
-    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, keys.tolist(), *rest), python=random.getstate(), loaders=loaders)
+    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, keys.tolist(), *rest), python=random.getstate(),
+        loaders=loaders)
 
 # %% ../nbs/33_checkpoint.ipynb #1293e11f
 def set_random_states(
@@ -67,12 +68,13 @@ def set_state(self:Callback,
 ):
     "Take it back"
 
-# %% ../nbs/33_checkpoint.ipynb #b95ae86c
+# %% ../nbs/33_checkpoint.ipynb #55202c6e
 @patch
 def get_state(self:Recorder):
     "The curve and the smoothed loss"
     smooth = self.smooth_loss
-    return dict(lrs=list(self.lrs), iters=list(self.iters), losses=list(self.losses), values=[list(v) for v in self.values],
+    return dict(lrs=list(self.lrs), iters=list(self.iters), losses=list(self.losses),
+        values=[list(v) for v in self.values],
                 count=smooth.count, val=smooth.val)
 
 @patch
@@ -110,13 +112,14 @@ def set_state(self:TrackerCallback,
     "The best metric so far"
     for name,value in state.items(): setattr(self, name, value)
 
-# %% ../nbs/33_checkpoint.ipynb #15bed65a
+# %% ../nbs/33_checkpoint.ipynb #71a920e3
 def training_state(
     learn:Learner, # after an epoch
 )->dict: # for `set_training_state`; safe to keep
     "All that the rest of a training depends on"
     scaler = getattr(learn, 'scaler', None)
-    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, model=dict(learn.model.state_dict()), opt=learn.opt.state_dict(),
+    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, model=dict(learn.model.state_dict()),
+        opt=learn.opt.state_dict(),
         scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
         callbacks={cb.name: state for cb in learn.cbs for state in [cb.get_state()] if state is not None}))
 
@@ -220,14 +223,14 @@ def folder_lock(
         if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/33_checkpoint.ipynb #41b2b7c7
+# %% ../nbs/33_checkpoint.ipynb #1c84d8ca
 class Claim:
     "Work that one process does"
     def __init__(self,
         path:Path, # file of the claim
         expires:float=120., # seconds without a heartbeat after which a claim of another computer is void
     ):
-        self.path,self.expires,self.done = Path(path),expires,threading.Event()
+        self.path,self.expires,self.held,self.done = Path(path),expires,False,threading.Event()
         self.text = json.dumps(dict(host=socket.gethostname(), pid=os.getpid(), start=process_start(os.getpid())))
 
 # %% ../nbs/33_checkpoint.ipynb #6085ca3c
@@ -240,7 +243,7 @@ def alive(self:Claim)->bool: # somebody holds it
     if owner['host']==socket.gethostname(): return process_start(owner['pid'])==owner['start']
     return age<self.expires
 
-# %% ../nbs/33_checkpoint.ipynb #24c941c7
+# %% ../nbs/33_checkpoint.ipynb #fab5ef9e
 @patch
 def take(self:Claim)->bool: # it is ours now
     "Claim the work, if nobody holds it"
@@ -250,6 +253,7 @@ def take(self:Claim)->bool: # it is ours now
         try: file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError: return False
         with open(file, 'w') as f: f.write(self.text)
+    self.held = True
     self.done.clear()
     def beat():
         while not self.done.wait(self.expires/6):
@@ -261,4 +265,5 @@ def take(self:Claim)->bool: # it is ours now
 def release(self:Claim):
     "Give the work back, finished or not"
     self.done.set()
-    if self.path.exists() and self.path.read_text()==self.text: self.path.unlink()
+    if self.held and self.path.exists() and self.path.read_text()==self.text: self.path.unlink()
+    self.held = False

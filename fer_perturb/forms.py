@@ -96,11 +96,12 @@ def unattended(
     "A foreign, moved cluster, where the own map has none"
     return pick_clusters(map_sources['foreign_moved'](batch), batch.n_clusters, batch.draw()) & (batch.maps==0)
 
-# %% ../nbs/39_forms.ipynb #a9ab63eb
+# %% ../nbs/39_forms.ipynb #bdcb7624
 def _cluster_of(batch, source): return pick_clusters(map_sources[source](batch), batch.n_clusters, batch.draw())
 
 regions = {name: partial(_cluster_of, source=name) for name in map_sources}
-regions |= dict(rest=lambda batch: ~_cluster_of(batch, 'own'), patch=square_patch, thirds=frame_third, opposite=unattended)
+regions |= dict(rest=lambda batch: ~_cluster_of(batch, 'own'), patch=square_patch, thirds=frame_third,
+    opposite=unattended)
 regions |= {f'region{i}': partial(lambda batch, i: batch.maps==i, i=i) for i in range(1, 5)} # always the same one
 
 # %% ../nbs/39_forms.ipynb #be7e06a8
@@ -253,26 +254,30 @@ forms = dict(
     keep=_hide('show only a cluster of the own map', where='rest'),
     erase_own=Form(erase_and_hide, 'random erasing, then own'))
 
-# %% ../nbs/39_forms.ipynb #3ba9d7f0
+# %% ../nbs/39_forms.ipynb #f0a9f9ab
 sources = ('own', 'foreign', 'patch')
 forms |= {f'{w}_{name}': _hide(f'{w}, p {p}', where=w, p=p) for w in ('own', 'foreign', 'patch', 'thirds')
           for name,p in dict(p25=.25, p75=.75, p100=1., rise='rise', late='late').items()}
 forms |= {f'{w}_half': _hide(f'{w}, half a cluster', where=w, half=True) for w in ('own', 'foreign')}
-forms |= {f'{w}_{fill}': _hide(f'{w}, filled with {fill}', where=w, fill=fill) for w in sources for fill in fills if fill!='gray'}
+forms |= {f'{w}_{fill}': _hide(f'{w}, filled with {fill}', where=w, fill=fill) for w in sources for fill in fills
+    if fill!='gray'}
 forms |= {f'region{i}': _hide(f'hide region {i}', where=f'region{i}') for i in range(1, 5)}
 
-# %% ../nbs/39_forms.ipynb #f65d6e9e
+# %% ../nbs/39_forms.ipynb #3244c813
 def _mix(apply, text, maps=True): return Form(apply, text, maps, mixes=True)
 
-forms |= dict(cutmix=_mix(cutmix, 'a rectangle of another face, label mixed', False), mixup=_mix(mixup, 'two faces mixed, labels mixed', False))
-forms |= {f'cutmix_{s}{suffix}': _mix(partial(cutmix_region, source=s, label=label), f'the region of {whose} map is pasted, label by {label}')
+forms |= dict(cutmix=_mix(cutmix, 'a rectangle of another face, label mixed', False),
+    mixup=_mix(mixup, 'two faces mixed, labels mixed', False))
+forms |= {f'cutmix_{s}{suffix}': _mix(partial(cutmix_region, source=s, label=label),
+    f'the region of {whose} map is pasted, label by {label}')
           for s,whose in dict(own="the pasted face's", foreign="a third face's").items()
           for suffix,label in {'': 'attention', '_area': 'area'}.items()}
 forms |= {f'mixup_{w}': _mix(partial(mixup, then=partial(hide, where=w)), f'{w}, then mixup') for w in sources}
 forms['twice_plain'] = Form(leave, 'the whole image twice, answers alike', maps=False, twice=True)
-forms |= {f'twice_{w}': Form(partial(hide, where=w, p=1.), f'whole and {w}, answers alike', twice=True) for w in sources}
+forms |= {f'twice_{w}': Form(partial(hide, where=w, p=1.), f'whole and {w}, answers alike', twice=True)
+    for w in sources}
 
-# %% ../nbs/39_forms.ipynb #3a6c1528
+# %% ../nbs/39_forms.ipynb #f4fc0cb6
 def hidden_share(
     form:str, # key of `forms`; not one that mixes images
     maps:Tensor, # (b,h,w) uint8, of many images
@@ -280,7 +285,8 @@ def hidden_share(
     n_clusters:int=3, # k
 )->dict: # changed: share of the images; of those that are: hidden share of the area and of the attention
     "What a form hides, on average"
-    batch = Batch(torch.full((len(maps),1,*maps.shape[1:]), .125, device=maps.device), maps, None, n_clusters, progress=1.)
+    batch = Batch(torch.full((len(maps),1,*maps.shape[1:]), .125, device=maps.device), maps, None, n_clusters,
+        progress=1.)
     forms[form].apply(batch)
     hidden = (batch.images!=.125)[:,0]
     changed,weight = hidden.flatten(1).any(1),saliency.float()
@@ -288,14 +294,15 @@ def hidden_share(
     means = dict(changed=changed.float(), area=hidden.float().mean((1, 2))[changed], attention=attention[changed])
     return {name: round(v.mean().item(), 3) if len(v) else 0. for name,v in means.items()}
 
-# %% ../nbs/39_forms.ipynb #b4a7acfc
+# %% ../nbs/39_forms.ipynb #9bc56578
 class SoftCrossEntropy(CrossEntropyLossFlat):
     "fastai's cross-entropy, for class numbers (b,) and for probabilities (b,classes)"
     def __call__(self,
         inp:Tensor, # (b,classes) logits
         targ:Tensor, # (b,) int64, or (b,classes) float
     )->Tensor: # the loss
-        if targ.is_floating_point() and targ.shape==inp.shape: return self.func(inp.as_subclass(Tensor), targ.as_subclass(Tensor))
+        if targ.is_floating_point() and targ.shape==inp.shape:
+            return self.func(inp.as_subclass(Tensor), targ.as_subclass(Tensor))
         return super().__call__(inp, targ)
 
 # %% ../nbs/39_forms.ipynb #db92130e
