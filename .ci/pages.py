@@ -93,15 +93,20 @@ def imported(cells):
         names |= {n.module.partition('.')[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level}
     return names
 
+def requirements(text):
+    "What the requirements in a line of settings.ini are imported as"
+    names = [re.match(r'[\w.-]+', r)[0] for r in text.split()]
+    return [import_names.get(n, n.replace('-', '_')) for n in names]
+
 def extras(notebook, cfg):
     "The extras whose modules a page's own cells import, and these modules; what the package imports by itself is its own affair"
     names = imported(c for c in notebook['cells'] if c['cell_type']=='code' and not is_exported(c) and not is_made(c))
+    names -= set(requirements(cfg.get('requirements', '')))
     chosen,modules = [],[]
     for key,value in cfg.items():
         extra = key.removesuffix('_requirements')
         if extra==key or extra in no_page_extras: continue
-        wanted = [re.match(r'[\w.-]+', r)[0] for r in value.split()]
-        found = [m for m in (import_names.get(w, w.replace('-', '_')) for w in wanted) if m in names and m not in modules]
+        found = [m for m in requirements(value) if m in names and m not in modules]
         if found: chosen,modules = chosen+[extra],modules+found
     return chosen,modules
 

@@ -26,7 +26,7 @@ def write(path, *cells):
 def sources(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
 
 def set_url(repo, url):
-    (repo/'settings.ini').write_text(f'[DEFAULT]\nonnx_requirements = onnx>=1 onnxruntime>=1\nmasks_requirements = dlib-bin>=19\ngit_url = {url}\n', encoding='utf-8')
+    (repo/'settings.ini').write_text(f'[DEFAULT]\nrequirements = torch>=2\nonnx_requirements = torch>=3 onnx>=1 onnxruntime>=1\nmasks_requirements = dlib-bin>=19\ngit_url = {url}\n', encoding='utf-8')
 
 @pytest.fixture
 def repo(tmp_path):
@@ -35,7 +35,7 @@ def repo(tmp_path):
     write(tmp_path/'nbs'/'index.ipynb', cell('markdown', '# A package\n\n> What it is'), cell('code', 'print(1)'))
     write(tmp_path/'nbs'/'tutorials'/'01_first.ipynb', cell('markdown', '# First steps'), cell('code', '!ls\nimport dlib'))
     write(tmp_path/'nbs'/'10_data.ipynb', cell('markdown', '# Data\n\n> Faces'), cell('code', '#| default_exp data'),
-          cell('code', '#| export\ndef f():\n    import onnx'), cell('code', '#| hide\nimport nbdev; nbdev.nbdev_export()'))
+          cell('code', '#| export\ndef f():\n    import onnx'), cell('code', 'import torch'), cell('code', '#| hide\nimport nbdev; nbdev.nbdev_export()'))
     return tmp_path
 
 def refresh(pages, repo):
@@ -47,7 +47,7 @@ def test_pages_are_written_once(script, repo):
     pages = script('pages')
     assert refresh(pages, repo)==['index.ipynb', '01_first.ipynb', '10_data.ipynb'] and refresh(pages, repo)==[]
     data = sources(repo/'nbs'/'10_data.ipynb')
-    assert data[0].startswith('# Data') and pages.install_title in data[1] and 'nbdev_export()' in data[-1] and len(data)==6
+    assert data[0].startswith('# Data') and pages.install_title in data[1] and 'nbdev_export()' in data[-1] and len(data)==7
     assert sum('nbdev_export()' in s for s in data)==1
     assert 'nbdev' not in ''.join(sources(repo/'nbs'/'index.ipynb'))
 
