@@ -48,6 +48,7 @@ class SpatialGate(nn.Module):
         pooled = torch.cat([x.max(1, keepdim=True).values, mean], dim=1)
         return torch.sigmoid(self.norm(self.conv(pooled)))
 
+# %% ../nbs/31_attention.ipynb #e495ae0f
 class SpatialAttention(nn.Module):
     "A feature map, times its spatial gate"
     def __init__(self,
@@ -60,6 +61,7 @@ class SpatialAttention(nn.Module):
     )->Tensor: # (b,c,h,w)
         return x*self.spatial(x)
 
+# %% ../nbs/31_attention.ipynb #1f54f050
 class CBAM(SpatialAttention):
     "Channel gate, then spatial gate (Woo et al. 2018)"
     def __init__(self,
@@ -91,27 +93,31 @@ class AttendedStage(nn.Module):
         gated = self.attention(torch.cat(list(together), dim=1)).split([o.shape[1] for o in together], dim=1)
         return type(out)([*gated, *out[self.joined:]])
 
-# %% ../nbs/31_attention.ipynb #0eb10c08
+# %% ../nbs/31_attention.ipynb #2d775157
+attention_kinds = ('cbam', 'spatial', 'input')
+
+# %% ../nbs/31_attention.ipynb #cde3457a
 def has_attention(
     model:nn.Module, # any model
 )->bool: # `add_attention` was here
     "Whether a model has attention"
     return any(isinstance(m, AttendedStage) for m in model.modules())
 
+# %% ../nbs/31_attention.ipynb #f85e40cf
 def _attend(name, stage, out, attention, channels=None):
-    "`stage` with attention that fits `out`, which is what it gave"
+    "`stage` with attention that fits `out`, its output"
     maps = list(out) if isinstance(out, (tuple, list)) else [out]
     if not all(isinstance(m, Tensor) and m.ndim==4 for m in maps):
         what = ', '.join(str(tuple(m.shape)) if isinstance(m, Tensor) else type(m).__name__ for m in maps)
-        raise ValueError(f'stage {name!r} gives {what}, no map (b, c, h, w): a gate needs to know where each feature lies. '
+        raise ValueError(f'stage {name!r} gives {what}, no map (b, c, h, w): '
+                         'a gate needs to know where each feature lies. '
                          'Choose a model with maps (any convolutional one, or Swin, PVT, MaxViT), or name other stages')
     channels_last = len(maps)==1 and channels not in (None, out.shape[1]) and channels==out.shape[3]
     if channels_last: return AttendedStage(stage, attention(channels), channels_last=True)
     joined = next((i for i,m in enumerate(maps) if m.shape[2:]!=maps[0].shape[2:]), len(maps))
     return AttendedStage(stage, attention(sum(m.shape[1] for m in maps[:joined])), joined=joined)
 
-attention_kinds = ('cbam', 'spatial', 'input')
-
+# %% ../nbs/31_attention.ipynb #0eb10c08
 def add_attention(
     model:nn.Module, # a timm model, or any other if `stages` are named; changed in place
     kind:str='cbam', # 'cbam' or 'spatial' after every stage, or one spatial gate on the 'input'
@@ -119,19 +125,23 @@ def add_attention(
     image:Tensor=None, # (b,c,h,w) example on the model's device, to find the channels; `example_image` if None
 )->nn.Module: # the model with attention
     "Put attention into a backbone"
-    if kind not in attention_kinds: raise ValueError(f'no attention is called {kind!r}: choose one of {", ".join(attention_kinds)}')
+    if kind not in attention_kinds:
+        raise ValueError(f'no attention is called {kind!r}: choose one of {", ".join(attention_kinds)}')
     if has_attention(model): raise ValueError('this model has attention already: build a new backbone')
     if kind=='input': return nn.Sequential(AttendedStage(nn.Identity(), SpatialAttention(1)), model)
     known = {i['module']: i['num_chs'] for i in getattr(model, 'feature_info', None) or []}
     outputs = stage_outputs(model, stages or stage_names(model), image)
     device,attention = next(model.parameters()).device,CBAM if kind=='cbam' else SpatialAttention
-    attended = {name: _attend(name, model.get_submodule(name), out, attention, known.get(name)) for name,out in outputs.items()}
-    for name in sorted(attended, key=lambda n: -n.count('.')): model.set_submodule(name, attended[name].to(device)) # inner ones first
+    attended = {name: _attend(name, model.get_submodule(name), out, attention, known.get(name))
+                for name,out in outputs.items()}
+    for name in sorted(attended, key=lambda n: -n.count('.')): # inner ones first
+        model.set_submodule(name, attended[name].to(device))
     return model
 
 # %% ../nbs/31_attention.ipynb #fce95f89
 StageMaps = namedtuple('StageMaps', 'gate features')
 
+# %% ../nbs/31_attention.ipynb #740abafa
 @contextmanager
 def watch_stages(
     model:nn.Module, # has attention
@@ -142,10 +152,12 @@ def watch_stages(
     if not stages: raise ValueError('this model has no attention: use add_attention or attention_learner')
     maps,hooks = [None]*len(stages),[]
     def keep_gate(i): return lambda module, args, gate: maps.__setitem__(i, gate.detach()[:,0].float())
-    def keep_features(i): return lambda module, args, out: maps.__setitem__(i, StageMaps(maps[i], out.detach() if detach else out))
+    def keep_features(i):
+        return lambda module, args, out: maps.__setitem__(i, StageMaps(maps[i], out.detach() if detach else out))
     try:
         for i,attention in enumerate(stages):
-            hooks += [attention.spatial.register_forward_hook(keep_gate(i)), attention.register_forward_hook(keep_features(i))]
+            hooks += [attention.spatial.register_forward_hook(keep_gate(i)),
+                      attention.register_forward_hook(keep_features(i))]
         yield maps
     finally:
         for hook in hooks: hook.remove()
