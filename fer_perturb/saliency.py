@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .attention import watch_stages
 
-# %% ../nbs/32_saliency.ipynb #d668c7da
+# %% ../nbs/32_saliency.ipynb #493f9aeb
 def scale_unit(
     maps:Tensor, # (b,h,w)
 )->Tensor: # (b,h,w) float32 in [0,1]
@@ -21,6 +21,7 @@ def scale_unit(
     low,high = flat.amin(1, keepdim=True),flat.amax(1, keepdim=True)
     return ((flat-low)/(high-low).clamp(min=1e-12)).view(maps.shape)
 
+# %% ../nbs/32_saliency.ipynb #cc77985f
 def box_mean(
     maps:Tensor, # (b,c,h,w)
     side:int, # of the box in pixels, odd
@@ -28,6 +29,7 @@ def box_mean(
     "Mean over each pixel's neighbours; borders are replicated"
     return F.avg_pool2d(F.pad(maps, (side//2,)*4, mode='replicate'), side, 1)
 
+# %% ../nbs/32_saliency.ipynb #97531ce4
 def resize_maps(
     maps:Tensor, # (b,h,w)
     size:tuple, # wanted (height, width)
@@ -36,6 +38,7 @@ def resize_maps(
     "Smooth maps, then enlarge them bilinearly"
     return F.interpolate(box_mean(maps[:,None], smooth), size, mode='bilinear', align_corners=False)[:,0]
 
+# %% ../nbs/32_saliency.ipynb #0ac8c38b
 def mean_gates(
     images:Tensor, # (b,c,H,W) in [0,1], only for its size
     stages:list, # `StageMaps` of each stage
@@ -44,6 +47,7 @@ def mean_gates(
     "Mean of the spatial gates of all stages"
     return torch.stack([resize_maps(s.gate, images.shape[-2:]) for s in stages]).mean(0)
 
+# %% ../nbs/32_saliency.ipynb #6565f85c
 def early_energy(
     images:Tensor, # (b,c,H,W) in [0,1], only for its size
     stages:list, # `StageMaps` of each stage
@@ -53,6 +57,7 @@ def early_energy(
     size,energy = images.shape[-2:],stages[min(1, len(stages)-1)].features.float().abs().mean(1)
     return scale_unit(resize_maps(stages[0].gate, size, smooth=5)) + scale_unit(resize_maps(energy, size))
 
+# %% ../nbs/32_saliency.ipynb #9eb94111
 def detail(
     images:Tensor, # (b,c,H,W) in [0,1]
     stages:list, # `StageMaps` of each stage, with their graph
@@ -65,12 +70,16 @@ def detail(
     rim = min(2, (min(h, w)-1)//4)
     x,g = (t.float()[:,:,rim:h-rim,rim:w-rim] for t in (features, gradient))
     difference = x - box_mean(x, 3)
-    def whole(maps): return scale_unit(resize_maps(F.pad(maps.abs().mean(1, keepdim=True), (rim,)*4, mode='replicate')[:,0], images.shape[-2:], smooth=5))
+    def whole(maps):
+        padded = F.pad(maps.abs().mean(1, keepdim=True), (rim,)*4, mode='replicate')
+        return scale_unit(resize_maps(padded[:,0], images.shape[-2:], smooth=5))
     contrast = box_mean((images - box_mean(images, 5)).abs().mean(1, keepdim=True), 5)[:,0]
     return scale_unit(contrast)*whole(difference)*whole(g*difference).sqrt()
 
+# %% ../nbs/32_saliency.ipynb #3e27ca67
 saliency_kinds = dict(detail=detail, energy=early_energy, gates=mean_gates)
 
+# %% ../nbs/32_saliency.ipynb #77ec169b
 def saliency_maps(
     model:nn.Module, # has attention; run in eval mode, its training mode is restored
     images:Tensor, # (n,c,h,w) in [0,1], or uint8; on any device
@@ -79,7 +88,8 @@ def saliency_maps(
     progress=iter, # wraps the list of batches, e.g. a progress bar
 )->Tensor: # (n,h,w) uint8, scaled to 0–255 for each image, on the images' device
     "The saliency of many images; a model with a method `saliency_maps`, such as an ensemble, is asked itself"
-    if kind not in saliency_kinds: raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_kinds)}')
+    if kind not in saliency_kinds:
+        raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_kinds)}')
     own = getattr(model, 'saliency_maps', None)
     if own: return own(images, kind, batch_size, progress)
     training,device,results,graph = model.training,next(model.parameters()).device,[],kind=='detail'
