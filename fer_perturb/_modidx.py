@@ -434,6 +434,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fer_perturb.kmeans.Fused.__call__': ('kmeans.html#fused.__call__', 'fer_perturb/kmeans.py'),
                                     'fer_perturb.kmeans.Fused.__init__': ('kmeans.html#fused.__init__', 'fer_perturb/kmeans.py'),
                                     'fer_perturb.kmeans.Fused.pays': ('kmeans.html#fused.pays', 'fer_perturb/kmeans.py'),
+                                    'fer_perturb.kmeans._third_feature': ('kmeans.html#_third_feature', 'fer_perturb/kmeans.py'),
                                     'fer_perturb.kmeans.check_points': ('kmeans.html#check_points', 'fer_perturb/kmeans.py'),
                                     'fer_perturb.kmeans.check_shapes': ('kmeans.html#check_shapes', 'fer_perturb/kmeans.py'),
                                     'fer_perturb.kmeans.cluster_maps': ('kmeans.html#cluster_maps', 'fer_perturb/kmeans.py'),

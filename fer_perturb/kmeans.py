@@ -13,6 +13,7 @@ from collections import namedtuple
 from warnings import warn
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .landmarks import top_pixels
@@ -22,7 +23,7 @@ def image_slices(
     n_images:int, # b, the number of images
     image_bytes:int, # bytes of intermediate results for one image
     device:torch.device, # where the work is done
-    chunk:int=None, # images in a slice at most; as many as fit into 6 MB on a CPU and 256 MB elsewhere, but at least one, if None
+    chunk:int=None, # images in a slice at most, 1 or more; as many as fit into 6 MB (CPU) or 256 MB (elsewhere) if None
 )->list: # of slices that cover all images
     "Equal slices of the images, small enough for their intermediate results"
     if chunk is None: chunk = max(1, (6*2**20 if device.type=='cpu' else 2**28)//image_bytes)
@@ -30,9 +31,22 @@ def image_slices(
     parts = -(-n_images//chunk)
     return [slice(i*n_images//parts, (i+1)*n_images//parts) for i in range(parts)]
 
-# %% ../nbs/40_kmeans.ipynb #245e6cb1
+# %% ../nbs/40_kmeans.ipynb #2b598928
 SPATIAL_WEIGHT,INTENSITY_WEIGHT = 1.5,1.2 # λ and α of Eq. 1
 
+# %% ../nbs/40_kmeans.ipynb #d54eee1b
+def _third_feature(images, attention, chosen, feature):
+    "The third feature in [0,1] of the chosen pixels"
+    if feature=='attention':
+        low,high = attention.amin(1, keepdim=True),attention.amax(1, keepdim=True)
+        third = (attention.gather(1, chosen)-low)/(high-low).clamp(min=1e-12)
+    else:
+        third = images.flatten(1).gather(1, chosen).float()
+        if images.dtype==torch.uint8: third = third/255
+    # a NaN anywhere in a map reaches the points, where `check_points` finds it
+    return third + 0*attention.sum(1, keepdim=True)
+
+# %% ../nbs/40_kmeans.ipynb #245e6cb1
 @torch.no_grad()
 def eq1_features(
     images:Tensor, # (b,h,w) float in [0,1], or uint8 in 0–255
@@ -40,30 +54,27 @@ def eq1_features(
     keep:float, # fraction of each image's pixels, those with the highest attention, in (0,1]
     spatial_weight:float=SPATIAL_WEIGHT, # λ of Eq. 1
     intensity_weight:float=INTENSITY_WEIGHT, # α of Eq. 1
-    feature:str='intensity', # the third feature: 'intensity' of the image, or 'attention', min–max scaled for each image
+    feature:str='intensity', # the third: 'intensity' of the image, or 'attention', min–max scaled for each image
     raw:bool=False, # x and y in pixels and the third feature in 0–255, to see what units do
 )->tuple: # points (b,n,3) float32 and pixels (b,n) int64, where n is keep·h·w rounded
     "The features of Eq. 1, for the pixels of each image with the highest attention"
     if images.ndim!=3 or images.shape!=saliency.shape:
-        raise ValueError(f'images are {tuple(images.shape)} and saliency is {tuple(saliency.shape)}: give both as (images, height, width)')
+        raise ValueError(f'images are {tuple(images.shape)} and saliency is {tuple(saliency.shape)}: '
+                         'give both as (images, height, width)')
     if not 0<keep<=1: raise ValueError(f'keep is {keep}: give the fraction of pixels to keep, above 0 and at most 1')
-    if feature not in ('intensity', 'attention'): raise ValueError(f"no feature is called {feature!r}: choose 'intensity' or 'attention'")
+    if feature not in ('intensity', 'attention'):
+        raise ValueError(f"no feature is called {feature!r}: choose 'intensity' or 'attention'")
     b,h,w = images.shape
     n = max(1, round(keep*h*w))
     points = torch.empty(b, n, 3, device=images.device)
     pixels = torch.empty(b, n, dtype=torch.int64, device=images.device)
     x_unit,y_unit,third_unit = (1, 1, 255) if raw else (1/max(w-1, 1), 1/max(h-1, 1), 1)
+    scale = spatial_weight*x_unit,spatial_weight*y_unit,intensity_weight*third_unit
     for rows in image_slices(b, 50*h*w, images.device):
         attention = saliency[rows].flatten(1).float()
         chosen = top_pixels(attention, n)
-        if feature=='attention':
-            low,high = attention.amin(1, keepdim=True),attention.amax(1, keepdim=True)
-            third = (attention.gather(1, chosen)-low)/(high-low).clamp(min=1e-12)
-        else:
-            third = images[rows].flatten(1).gather(1, chosen).float()
-            if images.dtype==torch.uint8: third = third/255
-        third = third + 0*attention.sum(1, keepdim=True) # so that a NaN anywhere in a map reaches the points, where `check_points` finds it
-        points[rows] = torch.stack([chosen%w*(spatial_weight*x_unit), chosen//w*(spatial_weight*y_unit), third*(intensity_weight*third_unit)], -1)
+        third = _third_feature(images[rows], attention, chosen, feature)
+        points[rows] = torch.stack([chosen%w*scale[0], chosen//w*scale[1], third*scale[2]], -1)
         pixels[rows] = chosen
     return points,pixels
 
@@ -91,6 +102,7 @@ def move_centroids(
     total = sums[...,-1:]
     return torch.where(total>0, sums[...,:-1]/total, centroids)
 
+# %% ../nbs/40_kmeans.ipynb #95958613
 def plain_step(
     coordinates:Tensor, # (b,d,n) float32
     mass:Tensor, # (b,d+1,n) float32: weighted coordinates, weights
@@ -99,7 +111,8 @@ def plain_step(
     scores:Tensor, # (b,k,n) float32, memory for intermediate results
 )->Tensor: # (b,k,d), moved
     "One step of Lloyd as two matrix products"
-    return move_centroids(torch.bmm(nearest_one_hot(coordinates, centroids, handicap, scores), mass.transpose(1, 2)), centroids)
+    members = nearest_one_hot(coordinates, centroids, handicap, scores)
+    return move_centroids(torch.bmm(members, mass.transpose(1, 2)), centroids)
 
 # %% ../nbs/40_kmeans.ipynb #acfdfff9
 def fused_nearest(
@@ -117,6 +130,7 @@ def fused_nearest(
         lowest,labels = torch.where(closer, scores[j], lowest),torch.where(closer, float(j), labels)
     return labels
 
+# %% ../nbs/40_kmeans.ipynb #ec03b3c8
 def fused_step(
     coordinates:Tensor, # (b,d,n) float32
     weights:Tensor, # (b,n) float32, or None
@@ -124,12 +138,14 @@ def fused_step(
     handicap:Tensor, # (b,k,1) float32
 )->Tensor: # (b,k,d), moved
     "The same step as `plain_step`, elementwise, made for `torch.compile`"
-    _,k,d = centroids.shape
+    k = centroids.shape[1]
     labels = fused_nearest(coordinates, centroids, handicap)
     def total(values, mask): return torch.where(mask, values if weights is None else weights*values, 0.).sum(-1)
-    sums = [torch.stack([total(coordinates[:,i], labels==j) for i in range(d)] + [total(torch.ones_like(labels), labels==j)], -1) for j in range(k)]
+    values = [*coordinates.unbind(1), torch.ones_like(labels)]
+    sums = [torch.stack([total(v, labels==j) for v in values], -1) for j in range(k)]
     return move_centroids(torch.stack(sums, 1), centroids)
 
+# %% ../nbs/40_kmeans.ipynb #a6db4bf8
 def fused_result(
     coordinates:Tensor, # (b,d,n) float32
     weights:Tensor, # (b,n) float32, or None
@@ -149,15 +165,6 @@ class Fused:
     def __init__(self,
         price:int=10**10, # distances after which a compilation has been worth its time
     ): self.price,self.spent,self.compiled,self.failed = price,0,{},False
-    def pays(self,
-        points:Tensor, # (b,n,d)
-        n_clusters:int, # k
-        n_iter:int, # steps
-    )->bool: # is compiling cheaper than going on as before
-        "Count the work of this call, and compare all work so far with the price"
-        b,n,d = points.shape
-        self.spent += b*n*n_clusters*n_iter
-        return not self.failed and self.spent>self.price and points.device.type=='cpu' and b>=256 and n_clusters*(d+1)<=24
     def __call__(self,
         f, # function of tensors
         *args # its arguments
@@ -166,11 +173,26 @@ class Fused:
         if f not in self.compiled: self.compiled[f] = torch.compile(f, dynamic=True, fullgraph=True)
         return self.compiled[f](*args)
 
+# %% ../nbs/40_kmeans.ipynb #d32d48d7
+@patch
+def pays(self:Fused,
+    points:Tensor, # (b,n,d)
+    n_clusters:int, # k
+    n_iter:int, # steps
+)->bool: # is compiling cheaper than going on as before
+    "Count the work of this call, and compare all work so far with the price"
+    b,n,d = points.shape
+    self.spent += b*n*n_clusters*n_iter
+    worth = self.spent>self.price and b>=256 and n_clusters*(d+1)<=24
+    return not self.failed and worth and points.device.type=='cpu'
+
+# %% ../nbs/40_kmeans.ipynb #9d667229
 fused = Fused()
 
 # %% ../nbs/40_kmeans.ipynb #c4567d19
 KMeans = namedtuple('KMeans', 'labels centroids inertia')
 
+# %% ../nbs/40_kmeans.ipynb #924c8a6e
 def check_shapes(
     points:Tensor, # (b,n,d)
     n_clusters:int, # k
@@ -178,14 +200,21 @@ def check_shapes(
     weights:Tensor=None, # (b,n)
 ):
     "Raise an error with an explanation if shapes do not fit, without looking at values"
-    if points.ndim!=3: raise ValueError(f'points are {tuple(points.shape)}: give (images, points, features); for one image points[None]')
+    if points.ndim!=3:
+        raise ValueError(f'points are {tuple(points.shape)}: give (images, points, features); '
+                         'for one image points[None]')
     b,n,d = points.shape
     if centroids is not None and tuple(centroids.shape) not in ((n_clusters,d), (b,n_clusters,d)):
-        raise ValueError(f'centroids are {tuple(centroids.shape)}: for these points give (clusters, {d}) or ({b}, clusters, {d})')
+        raise ValueError(f'centroids are {tuple(centroids.shape)}: '
+                         f'for these points give (clusters, {d}) or ({b}, clusters, {d})')
     if n_clusters<1: raise ValueError(f'n_clusters={n_clusters}: give at least 1')
-    if n_clusters>n: raise ValueError(f'n_clusters={n_clusters}, but only {n} attention pixels were kept: lower n_clusters or raise keep')
-    if weights is not None and weights.shape!=(b,n): raise ValueError(f'weights are {tuple(weights.shape)}: give one for each point, ({b}, {n})')
+    if n_clusters>n:
+        raise ValueError(f'n_clusters={n_clusters}, but only {n} attention pixels were kept: '
+                         'lower n_clusters or raise keep')
+    if weights is not None and weights.shape!=(b,n):
+        raise ValueError(f'weights are {tuple(weights.shape)}: give one for each point, ({b}, {n})')
 
+# %% ../nbs/40_kmeans.ipynb #d9101131
 def lloyd_plain(
     coordinates:Tensor, # (b,d,n) float32, centred
     mass:Tensor, # (b,d+1,n) float32: coordinates, ones
@@ -205,6 +234,7 @@ def lloyd_plain(
     numbers = torch.arange(k, dtype=torch.float32, device=coordinates.device)
     return numbers @ one_hot,centroids,torch.linalg.vector_norm(offsets, dim=(1, 2)).square()
 
+# %% ../nbs/40_kmeans.ipynb #0f38f335
 def lloyd_fused(
     coordinates:Tensor, # (b,d,n) float32, centred
     weights:Tensor, # (b,n) float32, or None
@@ -220,8 +250,10 @@ def lloyd_fused(
         return labels,centroids,inertia
     except Exception as e: # whatever a compiler on somebody's machine can come up with
         fused.failed = True
-        warn(f'k-means runs uncompiled, a little slower: torch.compile failed ({type(e).__name__}); it needs a C++ compiler, or Triton on a GPU')
+        warn(f'k-means runs uncompiled, a little slower: torch.compile failed ({type(e).__name__}); '
+             'it needs a C++ compiler, or Triton on a GPU')
 
+# %% ../nbs/40_kmeans.ipynb #a3f4c451
 def lloyd_slice(
     points:Tensor, # (b,n,d)
     centroids:Tensor, # (b,k,d) float32
@@ -242,6 +274,7 @@ def lloyd_slice(
     labels,centroids,inertia = found or lloyd_plain(coordinates, mass, weights, centroids, handicap, n_iter)
     return labels,centroids+centre.transpose(1, 2),inertia
 
+# %% ../nbs/40_kmeans.ipynb #77e91f59
 @torch.no_grad()
 def lloyd(
     points:Tensor, # (b,n,d), finite
@@ -261,7 +294,8 @@ def lloyd(
         (((b,n), torch.int64), ((b,k,d), torch.float32), ((b,), torch.float32))))
     with torch.autocast(points.device.type, enabled=False):
         for rows in image_slices(b, 4*n*(d+3 if compiled else 3*d+k+3), points.device, chunk):
-            part = lloyd_slice(points[rows], centroids[rows], None if weights is None else weights[rows], n_iter, compiled)
+            own_weights = None if weights is None else weights[rows]
+            part = lloyd_slice(points[rows], centroids[rows], own_weights, n_iter, compiled)
             for whole,values in zip(result, part): whole[rows] = values
     return result
 
@@ -277,7 +311,8 @@ def kmeans_plus_plus(
     check_shapes(points, n_clusters, weights=weights)
     b,n,d = points.shape
     device = points.device
-    draws = torch.rand(b, n_clusters, generator=generator, device=device if generator is None else generator.device).to(device)
+    drawn_on = device if generator is None else generator.device
+    draws = torch.rand(b, n_clusters, generator=generator, device=drawn_on).to(device)
     centroids = torch.empty(b, n_clusters, d, device=device)
     for rows in image_slices(b, 4*n*(3*d+4), device):
         x = points[rows].float()
@@ -302,9 +337,11 @@ def check_points(
     for name,values in dict(points=points, centroids=centroids, weights=weights).items():
         if values is None or not values.numel(): continue
         low,high = values.aminmax()
-        if not torch.isfinite(high-low): raise ValueError(f'{name} hold NaN or infinite values: look for them in the images and the attention maps')
+        if not torch.isfinite(high-low):
+            raise ValueError(f'{name} hold NaN or infinite values: look for them in the images and the attention maps')
         if name=='weights' and low<0: raise ValueError(f'the lowest of the weights is {low:.3g}: give 0 or more')
 
+# %% ../nbs/40_kmeans.ipynb #a0eb42b5
 def kmeans(
     points:Tensor, # (b,n,d), on any device
     n_clusters:int=None, # k, to start from k-means++; a tensor in this place is taken for `centroids`
@@ -317,7 +354,8 @@ def kmeans(
 )->KMeans: # labels (b,n) int64, centroids (b,k,d) and inertia (b,) float32, on the points' device
     "k-means of each image's points"
     if isinstance(n_clusters, Tensor) and centroids is None: n_clusters,centroids = None,n_clusters
-    if (n_clusters is None)==(centroids is None): raise ValueError('give either n_clusters or centroids: k-means needs one start')
+    if (n_clusters is None)==(centroids is None):
+        raise ValueError('give either n_clusters or centroids: k-means needs one start')
     check_shapes(points, n_clusters if centroids is None else centroids.shape[-2], centroids, weights)
     check_points(points, centroids, weights)
     if centroids is None: centroids = kmeans_plus_plus(points, n_clusters, weights, generator)
@@ -351,8 +389,10 @@ def cluster_maps(
     "Images of the cluster numbers"
     h,w = shape
     if labels.ndim!=2 or labels.shape!=pixels.shape:
-        raise ValueError(f'labels are {tuple(labels.shape)} and pixels are {tuple(pixels.shape)}: give both as (images, points)')
+        raise ValueError(f'labels are {tuple(labels.shape)} and pixels are {tuple(pixels.shape)}: '
+                         'give both as (images, points)')
     if labels.shape[1]>h*w:
-        raise ValueError(f'{labels.shape[1]} points do not fit into a map of {h}×{w} pixels: give the (height, width) of the images')
+        raise ValueError(f'{labels.shape[1]} points do not fit into a map of {h}×{w} pixels: '
+                         'give the (height, width) of the images')
     maps = torch.zeros(len(labels), h*w, dtype=torch.uint8, device=labels.device)
     return maps.scatter_(1, pixels, labels.byte()+1).view(-1, h, w)
