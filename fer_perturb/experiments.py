@@ -925,7 +925,7 @@ def right_of(
     right = torch.stack([correct(results.answers(r, what, usage), labels) for r in runs])
     return right[:,alone] if twin_free else right
 
-# %% ../nbs/52_experiments.ipynb #dda9bc9e
+# %% ../nbs/52_experiments.ipynb #0198e383
 def comparison(
     name:str, # key of `grids`
     control:str='plain', # label of the row to compare with, see `variants`
@@ -952,7 +952,7 @@ def comparison(
                 for g in (groups[control], runs))
             row[f'{what}: change'] = '{:+.1f} ({:+.1f} to {:+.1f})'.format(*seed_change(*pair))
         rows[label] = row
-    return pd.DataFrame(rows).T.astype(object).fillna('')
+    return pd.DataFrame.from_dict(rows, orient='index', dtype=object).fillna('')
 
 # %% ../nbs/52_experiments.ipynb #b0865561
 paper_accuracy = dict(vgg16=(66.5, 69.5), slim_resnet18=(69.2, 72.3), dpn68=(71.2, 71.9), densenet121=(72.6, None),
@@ -1167,7 +1167,7 @@ def ray_runs(
         for names in ray.get([task.remote([r]) for r in stage if not place.finished(r)]): failed += names
     return len(failed)
 
-# %% ../nbs/52_experiments.ipynb #5af98423
+# %% ../nbs/52_experiments.ipynb #2fb015bc
 def show_runs(
     grid:str=None, # key of `grids`; a line for each grid if None
     results:Path='results', # folder of results
@@ -1178,7 +1178,8 @@ def show_runs(
     for name in [grid] if grid else grids:
         table = runs_table(name, place)
         if grid: print(table.astype(object).where(table.notna(), '').to_string())
-        print(f'{name}: {dict(table.state.value_counts())}'.replace("'", '')[:200] + f'\n  {table.attrs["left"]}')
+        counts = ', '.join(f'{n} {state}' for state,n in table.state.value_counts().items())
+        print(f'{name}: {counts}\n  {table.attrs["left"]}')
 
 # %% ../nbs/52_experiments.ipynb #f12d7524
 def show_table(

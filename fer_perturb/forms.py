@@ -104,15 +104,16 @@ regions |= dict(rest=lambda batch: ~_cluster_of(batch, 'own'), patch=square_patc
     opposite=unattended)
 regions |= {f'region{i}': partial(lambda batch, i: batch.maps==i, i=i) for i in range(1, 5)} # always the same one
 
-# %% ../nbs/39_forms.ipynb #be7e06a8
+# %% ../nbs/39_forms.ipynb #0618fcee
 def pixel_noise(
     numbers:Tensor, # (b,) in [0,1), one for each image
     size:tuple, # (height, width)
 )->Tensor: # (b,1,h,w) in [0,1)
     "Noise from a single random number"
-    pixels = torch.arange(size[0]*size[1], device=numbers.device)
-    factors,offsets = (1009 + pixels*7919%65521).float(),(pixels*0.6180339887).frac()
-    return (numbers[:,None]*factors + offsets).frac().view(-1, 1, *size)
+    pixels = torch.arange(1., size[0]*size[1]+1, device=numbers.device, dtype=torch.float64)
+    def scattered(k): return (torch.sin(pixels*k)*43758.5453).frac().abs().float() # the usual hash of shader languages
+    factors = 1009. + 26*scattered(12.9898).argsort() # whole, distinct, and none twice or three times another
+    return (numbers[:,None]*factors + scattered(78.233)).frac().view(-1, 1, *size)
 
 # %% ../nbs/39_forms.ipynb #f36e1206
 fills = dict(
