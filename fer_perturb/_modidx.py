@@ -639,6 +639,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_perturb.perturb.ReclusterCallback.set_state': ( 'perturb.html#reclustercallback.set_state',
                                                                                           'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.Scheme': ('perturb.html#scheme', 'fer_perturb/perturb.py'),
+                                     'fer_perturb.perturb._mean_of': ('perturb.html#_mean_of', 'fer_perturb/perturb.py'),
+                                     'fer_perturb.perturb._with_clusters': ('perturb.html#_with_clusters', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.cluster_views': ('perturb.html#cluster_views', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.drop_cluster': ('perturb.html#drop_cluster', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.intensity': ('perturb.html#intensity', 'fer_perturb/perturb.py'),

@@ -19,7 +19,7 @@ from .kmeans import cluster_maps, eq1_features, kmeans, lloyd, shared_centroids
 from .loaders import ToClusters
 from .saliency import saliency_maps
 
-# %% ../nbs/41_perturb.ipynb #0c41d359
+# %% ../nbs/41_perturb.ipynb #f4c5261a
 @dataclass(frozen=True)
 class Scheme:
     "One reading of the Perturb Scheme; every field can be overridden in `perturb_learner`"
@@ -37,12 +37,14 @@ class Scheme:
     every: int = 1               # epochs between two clusterings
     erase: bool = False          # keep random erasing beside the perturbation
 
+# %% ../nbs/41_perturb.ipynb #28c5b1a0
 schemes = dict(
     ours=Scheme(),
     paper=Scheme(attention='spatial', saliency='gates', refine=0, p=0.75, erase=True),
-    released=Scheme(attention='input', saliency='gates', keep=1., feature='attention', refine=0, one_map=True, perturb='views', fill=0., views=True, erase=True))
+    released=Scheme(attention='input', saliency='gates', keep=1., feature='attention', refine=0, one_map=True,
+                    perturb='views', fill=0., views=True, erase=True))
 
-# %% ../nbs/41_perturb.ipynb #f1381b00
+# %% ../nbs/41_perturb.ipynb #2978b6fa
 def intensity(
     images:Tensor, # (n,c,h,w) in [0,1], or uint8
 )->Tensor: # (n,h,w), of the images' type if they are gray, else float32 in [0,1]
@@ -50,6 +52,7 @@ def intensity(
     if images.shape[1]==1: return images[:,0]
     return images.float().mean(1)/(255 if images.dtype==torch.uint8 else 1)
 
+# %% ../nbs/41_perturb.ipynb #7bfd9af2
 class Clusterer:
     "Saliency, shared centroids, and each image's own clusters (phase 2)"
     def __init__(self,
@@ -64,53 +67,70 @@ class Clusterer:
     ):
         store_attr()
         self.centroids = None
-    def _features(self, images, saliency): return eq1_features(intensity(images), saliency, keep=self.keep, feature=self.feature)
-    def saliency_of(self,
-        images:Tensor, # (n,c,h,w) in [0,1], or uint8
-        progress=iter, # wraps the list of batches, e.g. a progress bar
-    )->Tensor: # (n,h,w) uint8
-        "The model's saliency of images"
-        return saliency_maps(self.model, images, self.saliency, progress=progress)
-    def fit(self,
-        images:Tensor, # (n,c,h,w) in [0,1], or uint8
-        saliency:Tensor, # (n,h,w)
-        seed:int=0, # which images are sampled, and where k-means starts the first time
-    ): # self
-        "Find the shared centroids; a second call starts from the first one's, so that names stay"
-        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:self.sample].to(images.device)
-        images,saliency = images[rows],saliency[rows]
-        if self.one_map: images,saliency = (o.float().mean(0, keepdim=True).div(255 if o.dtype==torch.uint8 else 1) for o in (images, saliency))
-        points,pixels = self._features(images, saliency)
-        if self.centroids is None: self.centroids = shared_centroids(points, self.n_clusters, seed=seed)
-        else: self.centroids = kmeans(points.flatten(0, 1)[None], centroids=self.centroids.to(points.device)).centroids[0]
-        if self.one_map: self.map = cluster_maps(lloyd(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
-        return self
-    def __call__(self,
-        images:Tensor, # (n,c,h,w) in [0,1], or uint8
-        saliency:Tensor=None, # (n,h,w); the model's own if None
-    )->Tensor: # (n,h,w) uint8, 0 not clustered, 1…k; on the images' device
-        "Clusters of each image; `fit` has to come first"
-        if self.centroids is None: raise ValueError('the centroids are not known yet: call fit, or train for an epoch')
-        if self.one_map: return resize_clusters(self.map, images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
-        if saliency is None: saliency = self.saliency_of(images)
-        clusters = torch.empty_like(saliency, dtype=torch.uint8)
-        for start in range(0, len(images), 2048):
-            rows = slice(start, start+2048)
-            clusters[rows] = self._clusters_of(images[rows], saliency[rows])
-        return clusters
-    def _clusters_of(self, images, saliency):
-        points,pixels = self._features(images, saliency)
-        labels = lloyd(points, self.centroids.to(points.device), n_iter=self.refine).labels
-        return cluster_maps(labels, pixels, images.shape[-2:])
+    def _features(self, images, saliency):
+        return eq1_features(intensity(images), saliency, keep=self.keep, feature=self.feature)
 
+# %% ../nbs/41_perturb.ipynb #afcb600b
+@patch
+def saliency_of(self:Clusterer,
+    images:Tensor, # (n,c,h,w) in [0,1], or uint8
+    progress=iter, # wraps the list of batches, e.g. a progress bar
+)->Tensor: # (n,h,w) uint8
+    "The model's saliency of images"
+    return saliency_maps(self.model, images, self.saliency, progress=progress)
+
+# %% ../nbs/41_perturb.ipynb #f3bd8464
+@patch
+def fit(self:Clusterer,
+    images:Tensor, # (n,c,h,w) in [0,1], or uint8
+    saliency:Tensor, # (n,h,w)
+    seed:int=0, # which images are sampled, and where k-means starts the first time
+)->Clusterer: # itself
+    "Find the shared centroids; a second call starts from the first one's, so that names stay"
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:self.sample].to(images.device)
+    images,saliency = images[rows],saliency[rows]
+    if self.one_map: images,saliency = _mean_of(images),_mean_of(saliency)
+    points,pixels = self._features(images, saliency)
+    pooled = points.flatten(0, 1)[None]
+    if self.centroids is None: self.centroids = shared_centroids(points, self.n_clusters, seed=seed)
+    else: self.centroids = kmeans(pooled, centroids=self.centroids.to(points.device)).centroids[0]
+    if self.one_map: self.map = cluster_maps(lloyd(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
+    return self
+
+def _mean_of(maps): return maps.float().mean(0, keepdim=True).div(255 if maps.dtype==torch.uint8 else 1)
+
+# %% ../nbs/41_perturb.ipynb #55e6927c
+@patch
+def __call__(self:Clusterer,
+    images:Tensor, # (n,c,h,w) in [0,1], or uint8
+    saliency:Tensor=None, # (n,h,w); the model's own if None
+)->Tensor: # (n,h,w) uint8, 0 not clustered, 1…k; on the images' device
+    "Clusters of each image; `fit` has to come first"
+    if self.centroids is None: raise ValueError('the centroids are not known yet: call fit, or train for an epoch')
+    if self.one_map: return resize_clusters(self.map, images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
+    if saliency is None: saliency = self.saliency_of(images)
+    clusters = torch.empty_like(saliency, dtype=torch.uint8)
+    for start in range(0, len(images), 2048):
+        rows = slice(start, start+2048)
+        clusters[rows] = self._clusters_of(images[rows], saliency[rows])
+    return clusters
+
+@patch
+def _clusters_of(self:Clusterer, images, saliency):
+    points,pixels = self._features(images, saliency)
+    labels = lloyd(points, self.centroids.to(points.device), n_iter=self.refine).labels
+    return cluster_maps(labels, pixels, images.shape[-2:])
+
+# %% ../nbs/41_perturb.ipynb #507860c1
 def resize_clusters(
     clusters:Tensor, # (b,h,w) uint8
     size:tuple, # wanted (height, width)
 )->Tensor: # (b,height,width) uint8
     "Nearest-neighbour resize of cluster maps"
-    return clusters if clusters.shape[-2:]==tuple(size) else F.interpolate(clusters[:,None].float(), size, mode='nearest')[:,0].byte()
+    if clusters.shape[-2:]==tuple(size): return clusters
+    return F.interpolate(clusters[:,None].float(), size, mode='nearest')[:,0].byte()
 
-# %% ../nbs/41_perturb.ipynb #a4798ced
+# %% ../nbs/41_perturb.ipynb #05c019e6
 def drop_cluster(
     images:Tensor, # (b,c,h,w) in [0,1]
     clusters:Tensor, # (b,h,w) uint8
@@ -123,6 +143,7 @@ def drop_cluster(
     hide(batch, 'own', p, fill)
     return batch.images
 
+# %% ../nbs/41_perturb.ipynb #2f66a673
 def keep_cluster(
     images:Tensor, # (b,c,h,w) in [0,1]
     clusters:Tensor, # (b,h,w) uint8
@@ -135,7 +156,7 @@ def keep_cluster(
     hide(batch, 'rest', p, fill)
     return batch.images
 
-# %% ../nbs/41_perturb.ipynb #7300afe8
+# %% ../nbs/41_perturb.ipynb #fc2950b4
 def cluster_views(
     images:Tensor, # (b,c,h,w) in [0,1]
     clusters:Tensor, # (b,h,w) uint8
@@ -147,6 +168,7 @@ def cluster_views(
     hidden = clusters[:,None]==numbers[None,:,None,None]
     return torch.where(hidden[:,:,None], fill, images[:,None]).flatten(0, 1)
 
+# %% ../nbs/41_perturb.ipynb #4990a537
 def stack_clusters(
     images:Tensor, # (b,c,h,w) in [0,1]
     clusters:Tensor, # (b,h,w) uint8
@@ -158,24 +180,27 @@ def stack_clusters(
     shown = clusters[:,None]==numbers[None,:,None,None]
     return torch.cat([images, torch.where(shown[:,:,None], images[:,None], fill).flatten(1, 2)], dim=1)
 
-# %% ../nbs/41_perturb.ipynb #3aff24b4
+# %% ../nbs/41_perturb.ipynb #a8b37002
+perturbations = dict(drop=drop_cluster, keep=keep_cluster, views=cluster_views, stack=stack_clusters)
+
+# %% ../nbs/41_perturb.ipynb #fce7986c
 def with_clusters(
     dls:DataLoaders, # of (image, label), from a `FERData`
     drop_tfms:tuple=(), # types of batch transforms to leave out
 )->DataLoaders: # of (image, clusters, label), with the same transforms
     "Loaders that also serve cluster maps"
-    def convert(dl):
-        data = dl.data.with_columns(clusters=None)
-        faces,labels = (tl._new(data, split_idx=tl.split_idx) for tl in dl.dataset.tls)
-        clusters = TfmdLists(data, [ToClusters(data[:1].images.shape[-1])], split_idx=faces.split_idx)
-        new = dl.new(Datasets(tls=[faces, clusters, labels], n_inp=2), after_batch=Pipeline([t for t in dl.after_batch.fs if not isinstance(t, drop_tfms)]))
-        new._one_pass()
-        return new
-    return DataLoaders(*[convert(dl) for dl in dls.loaders], path=dls.path, device=dls.device)
+    return DataLoaders(*[_with_clusters(dl, drop_tfms) for dl in dls.loaders], path=dls.path, device=dls.device)
 
-# %% ../nbs/41_perturb.ipynb #ace0ef4c
-perturbations = dict(drop=drop_cluster, keep=keep_cluster, views=cluster_views, stack=stack_clusters)
+def _with_clusters(dl, drop_tfms):
+    data = dl.data.with_columns(clusters=None)
+    faces,labels = (tl._new(data, split_idx=tl.split_idx) for tl in dl.dataset.tls)
+    clusters = TfmdLists(data, [ToClusters(data[:1].images.shape[-1])], split_idx=faces.split_idx)
+    tfms = Pipeline([t for t in dl.after_batch.fs if not isinstance(t, drop_tfms)])
+    new = dl.new(Datasets(tls=[faces, clusters, labels], n_inp=2), after_batch=tfms)
+    new._one_pass()
+    return new
 
+# %% ../nbs/41_perturb.ipynb #75e70e34
 def scheme_form(
     perturb, # key of `perturbations` or `forms`, a `Form`, or a function of a `Batch`
     p:float=Scheme.p, # chance that an image is perturbed, for 'drop' and 'keep'
@@ -183,11 +208,14 @@ def scheme_form(
 )->Form: # what is done to an image; nothing for 'views' and 'stack', which change the batch
     "The form of a perturbation"
     if callable(perturb) or isinstance(perturb, Form): return find_form(perturb)
-    if perturb in ('drop', 'keep'): return Form(partial(hide, where=dict(drop='own', keep='rest')[perturb], p=p, fill=fill), f'{perturb} a cluster')
+    where = dict(drop='own', keep='rest').get(perturb)
+    if where: return Form(partial(hide, where=where, p=p, fill=fill), f'{perturb} a cluster')
     if perturb in perturbations: return forms['plain']
     if perturb in forms: return forms[perturb]
-    raise ValueError(f'no perturbation is called {perturb!r}: choose one of {", ".join(perturbations)}, or a form: {", ".join(forms)}')
+    raise ValueError(f'no perturbation is called {perturb!r}: choose one of {", ".join(perturbations)}, '
+                     f'or a form: {", ".join(forms)}')
 
+# %% ../nbs/41_perturb.ipynb #5ffc9259
 class ReclusterCallback(FormCallback):
     "Cluster anew before every epoch, and perturb every batch"
     def __init__(self,
@@ -202,58 +230,93 @@ class ReclusterCallback(FormCallback):
         super().__init__(scheme_form(perturb, p, fill), clusterer.n_clusters)
         store_attr()
         self.own,self.saliency,self.version = clusterer.model is None,None,None
-    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('saliency', 'version')} | dict(saliency=None, version=None)
+    def __getstate__(self):
+        kept = {name: value for name,value in self.__dict__.items() if name not in ('saliency', 'version')}
+        return kept | dict(saliency=None, version=None)
 
-    def _model_version(self): return [t._version for t in self.clusterer.model.state_dict().values()]
-    def _progress(self, batches):
-        mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
-        if mbar is None: return batches
-        bar = progress_bar(batches, parent=mbar, leave=False)
-        bar.comment = 'attention maps of the training images'
-        return bar
-    def _clusters_of(self, images):
-        if self.own: self.clusterer.model = self.learn.model
-        if self.clusterer.centroids is None: self.clusterer.fit(images, self.clusterer.saliency_of(images))
-        return self.clusterer(images)
+# %% ../nbs/41_perturb.ipynb #905d1560
+@patch
+def before_fit(self:ReclusterCallback):
+    if self.own: self.clusterer.model = self.learn.model
 
-    def before_fit(self):
-        if self.own: self.clusterer.model = self.learn.model
-    def before_epoch(self):
-        data = getattr(self.dls.train, 'data', None)
-        if hasattr(self.learn, 'gather_preds') or not isinstance(data, FERData) or self.epoch%self.every: return
-        images,clusterer = data.images[:,None],self.clusterer
-        version = self._model_version()
-        if self.saliency is None or version!=self.version: self.saliency,self.version = clusterer.saliency_of(images, self._progress),version
-        clusterer.fit(images, self.saliency, seed=self.epoch)
-        data.set_rows('clusters', clusterer(images, self.saliency))
-    def maps_of(self,
-        images:Tensor, # (b,c,h,w) in [0,1]
-        served:list, # what the loaders serve beside the images
-    )->Tensor: # (b,h,w) uint8
-        "Those that are served, or clusters made now"
-        return super().maps_of(images, served) if served else self._clusters_of(images)
-    def before_batch(self):
-        images,*clusters = self.xb
-        self.n_views,stack = 1,self.perturb=='stack'
-        if self.training and self.perturb not in ('views', 'stack') or not (self.training or self.views or stack): return super().before_batch()
-        clusters = self.maps_of(images, clusters if self.training else [])
-        views = stack_clusters if stack else cluster_views
-        self.learn.xb = (views(images, clusters, self.clusterer.n_clusters, fill=self.fill),)
-        n = len(self.xb[0])//len(images)
-        if self.training: self.learn.yb = tuple(y.repeat_interleave(n, dim=0) for y in self.yb)
-        else: self.n_views = n
-    def after_pred(self):
-        if self.n_views>1: self.learn.pred = self.pred.unflatten(0, (-1, self.n_views)).mean(1)
-    def get_state(self):
-        "Centroids, and what is not computed again after every epoch"
-        c,data = self.clusterer,getattr(self.dls.train, 'data', None)
-        clusters = data.column('clusters') if isinstance(data, FERData) and self.every>1 else None
-        return dict(centroids=c.centroids, map=getattr(c, 'map', None), saliency=None if self.own else self.saliency, clusters=clusters)
-    def set_state(self, state):
-        "As they were"
-        device = self.dls.device or 'cpu'
-        put = {k: v if v is None else v.to(device) for k,v in state.items()}
-        self.clusterer.centroids = put['centroids']
-        if put['map'] is not None: self.clusterer.map = put['map']
-        if put['clusters'] is not None: self.dls.train.data.set_rows('clusters', put['clusters'].to(self.dls.train.data.images.device))
-        if state['saliency'] is not None: self.saliency,self.version = state['saliency'].to(self.dls.train.data.images.device),self._model_version()
+@patch
+def before_epoch(self:ReclusterCallback):
+    "Saliency of the training images if the model has changed, their shared centroids, and their clusters"
+    data = getattr(self.dls.train, 'data', None)
+    if hasattr(self.learn, 'gather_preds') or not isinstance(data, FERData) or self.epoch%self.every: return
+    images,clusterer,version = data.images[:,None],self.clusterer,self._model_version()
+    if self.saliency is None or version!=self.version:
+        self.saliency,self.version = clusterer.saliency_of(images, self._progress),version
+    clusterer.fit(images, self.saliency, seed=self.epoch)
+    data.set_rows('clusters', clusterer(images, self.saliency))
+
+@patch
+def _model_version(self:ReclusterCallback):
+    return [t._version for t in self.clusterer.model.state_dict().values()]
+
+@patch
+def _progress(self:ReclusterCallback, batches):
+    mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
+    if mbar is None: return batches
+    bar = progress_bar(batches, parent=mbar, leave=False)
+    bar.comment = 'attention maps of the training images'
+    return bar
+
+# %% ../nbs/41_perturb.ipynb #2f1ba78b
+@patch
+def maps_of(self:ReclusterCallback,
+    images:Tensor, # (b,c,h,w) in [0,1]
+    served:list, # what the loaders serve beside the images
+)->Tensor: # (b,h,w) uint8
+    "Those that are served, or clusters made now"
+    return super(ReclusterCallback, self).maps_of(images, served) if served else self._clusters_of(images)
+
+@patch
+def _clusters_of(self:ReclusterCallback, images):
+    if self.own: self.clusterer.model = self.learn.model
+    if self.clusterer.centroids is None: self.clusterer.fit(images, self.clusterer.saliency_of(images))
+    return self.clusterer(images)
+
+# %% ../nbs/41_perturb.ipynb #bb523c9a
+@patch
+def before_batch(self:ReclusterCallback):
+    "Perturb in training; outside of it only if the scheme predicts from views or a stack"
+    images,*clusters = self.xb
+    self.n_views,stack = 1,self.perturb=='stack'
+    in_place = self.perturb not in ('views', 'stack') if self.training else not (self.views or stack)
+    if in_place: return super(ReclusterCallback, self).before_batch()
+    clusters = self.maps_of(images, clusters if self.training else [])
+    views = stack_clusters if stack else cluster_views
+    self.learn.xb = (views(images, clusters, self.clusterer.n_clusters, fill=self.fill),)
+    n = len(self.xb[0])//len(images)
+    if self.training: self.learn.yb = tuple(y.repeat_interleave(n, dim=0) for y in self.yb)
+    else: self.n_views = n
+
+@patch
+def after_pred(self:ReclusterCallback):
+    "One prediction for each image"
+    if self.n_views>1: self.learn.pred = self.pred.unflatten(0, (-1, self.n_views)).mean(1)
+
+# %% ../nbs/41_perturb.ipynb #80f178d0
+@patch
+def get_state(self:ReclusterCallback)->dict: # tensors, or None
+    "Centroids, and what is not computed again after every epoch"
+    c,data = self.clusterer,getattr(self.dls.train, 'data', None)
+    clusters = data.column('clusters') if isinstance(data, FERData) and self.every>1 else None
+    saliency = None if self.own else self.saliency
+    return dict(centroids=c.centroids, map=getattr(c, 'map', None), saliency=saliency, clusters=clusters)
+
+@patch
+def set_state(self:ReclusterCallback,
+    state:dict, # from `get_state`
+):
+    "As they were"
+    device = self.dls.device or 'cpu'
+    put = {k: v if v is None else v.to(device) for k,v in state.items()}
+    self.clusterer.centroids = put['centroids']
+    if put['map'] is not None: self.clusterer.map = put['map']
+    if put['clusters'] is not None:
+        data = self.dls.train.data
+        data.set_rows('clusters', put['clusters'].to(data.images.device))
+    if state['saliency'] is not None:
+        self.saliency,self.version = state['saliency'].to(self.dls.train.data.images.device),self._model_version()
