@@ -42,7 +42,8 @@ def random_states(
     kind,keys,*rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     loaders = [dl.rng.getstate() for dl in dls.loaders] if dls else []
-    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, keys.tolist(), *rest), python=random.getstate(), loaders=loaders)
+    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, keys.tolist(), *rest), python=random.getstate(),
+                loaders=loaders)
 
 # %% ../nbs/33_checkpoint.ipynb #1293e11f
 def set_random_states(
@@ -61,6 +62,7 @@ def set_random_states(
 def get_state(self:Callback): # numbers, texts and tensors, in lists and dictionaries; None if there is nothing
     "What this callback needs to go on after another epoch"
 
+# %% ../nbs/33_checkpoint.ipynb #c9830d7e
 @patch
 def set_state(self:Callback,
     state, # from `get_state`; called after `before_fit`
@@ -72,9 +74,10 @@ def set_state(self:Callback,
 def get_state(self:Recorder):
     "The curve and the smoothed loss"
     smooth = self.smooth_loss
-    return dict(lrs=list(self.lrs), iters=list(self.iters), losses=list(self.losses), values=[list(v) for v in self.values],
-                count=smooth.count, val=smooth.val)
+    return dict(lrs=list(self.lrs), iters=list(self.iters), losses=list(self.losses),
+                values=[list(v) for v in self.values], count=smooth.count, val=smooth.val)
 
+# %% ../nbs/33_checkpoint.ipynb #faff0fa6
 @patch
 def set_state(self:Recorder,
     state:dict, # from `get_state`
@@ -90,6 +93,7 @@ def get_state(self:ParamScheduler):
     "Rates and momenta of all batches so far"
     return {name: list(values) for name,values in self.hps.items()}
 
+# %% ../nbs/33_checkpoint.ipynb #259f9324
 @patch
 def set_state(self:ParamScheduler,
     state:dict, # from `get_state`
@@ -103,6 +107,7 @@ def get_state(self:TrackerCallback):
     "The best metric so far"
     return dict(best=float(self.best), **{k: getattr(self, k) for k in ('wait', 'last_epoch') if k in vars(self)})
 
+# %% ../nbs/33_checkpoint.ipynb #57f3756f
 @patch
 def set_state(self:TrackerCallback,
     state:dict, # from `get_state`
@@ -116,8 +121,8 @@ def training_state(
 )->dict: # for `set_training_state`; safe to keep
     "All that the rest of a training depends on"
     scaler = getattr(learn, 'scaler', None)
-    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, model=dict(learn.model.state_dict()), opt=learn.opt.state_dict(),
-        scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
+    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, model=dict(learn.model.state_dict()),
+        opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
         callbacks={cb.name: state for cb in learn.cbs for state in [cb.get_state()] if state is not None}))
 
 # %% ../nbs/33_checkpoint.ipynb #d24d7a2f
@@ -141,6 +146,7 @@ def write_checkpoint(
     "Write beside, then rename"
     with write_beside(path) as part: torch.save(state, part)
 
+# %% ../nbs/33_checkpoint.ipynb #6e2ad822
 def read_checkpoint(
     path:Path, # file that `write_checkpoint` wrote
 )->dict: # None if there is none, or none that is whole
@@ -172,7 +178,8 @@ def before_fit(self:Checkpoint):
     state = read_checkpoint(self.path) if self.resume else None
     if state is None: return
     if state['n_epoch']!=self.n_epoch:
-        raise ValueError(f'{self.path} is of a training of {state["n_epoch"]} epochs, not {self.n_epoch}: give another path, or resume=False')
+        raise ValueError(f'{self.path} is of a training of {state["n_epoch"]} epochs, not {self.n_epoch}: '
+                         'give another path, or resume=False')
     set_training_state(self.learn, state)
     self.start = state['epoch']
     self.resting = [cb for cb in self.learn.cbs if cb.run and cb is not self]
@@ -184,6 +191,7 @@ def before_epoch(self:Checkpoint):
     "Skip what is done"
     if self.epoch<self.start: raise CancelEpochException
 
+# %% ../nbs/33_checkpoint.ipynb #da4c3651
 @patch
 def after_epoch(self:Checkpoint):
     "Wake the others, or keep the epoch that has just ended"
@@ -198,7 +206,7 @@ def after_epoch(self:Checkpoint):
 # %% ../nbs/33_checkpoint.ipynb #3a1cc04f
 def process_start(
     pid:int, # number of a process of this computer
-)->str: # empty if there is none; it may be a dead one that nobody has buried yet
+)->str: # empty if there is none; empty as well for a zombie
     "When a process started, in the system's own words"
     if Path('/proc/self/stat').exists():
         try: fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
@@ -236,7 +244,7 @@ def alive(self:Claim)->bool: # somebody holds it
     "Whether the work is being done"
     try: owner,age = json.loads(self.path.read_text()),time.time()-self.path.stat().st_mtime
     except FileNotFoundError: return False
-    except ValueError: return time.time()-self.path.stat().st_mtime<1 # its owner died while writing, unless it is writing now
+    except ValueError: return time.time()-self.path.stat().st_mtime<1 # half written: its owner writes, or died
     if owner['host']==socket.gethostname(): return process_start(owner['pid'])==owner['start']
     return age<self.expires
 
@@ -257,6 +265,7 @@ def take(self:Claim)->bool: # it is ours now
     threading.Thread(target=beat, daemon=True).start()
     return True
 
+# %% ../nbs/33_checkpoint.ipynb #cfef3897
 @patch
 def release(self:Claim):
     "Give the work back, finished or not"
