@@ -34,7 +34,7 @@ def storable(
     if isinstance(value, tuple): return tuple(storable(v) for v in value)
     return [storable(v) for v in value] if isinstance(value, (list, L)) else value
 
-# %% ../nbs/33_checkpoint.ipynb #a3d40b93
+# %% ../nbs/33_checkpoint.ipynb #b89c85bf
 def random_states(
     dls:DataLoaders=None, # loaders whose random states count, too
 )->dict: # for `set_random_states`
@@ -43,7 +43,7 @@ def random_states(
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     loaders = [dl.rng.getstate() for dl in dls.loaders] if dls else []
     return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, keys.tolist(), *rest), python=random.getstate(),
-        loaders=loaders)
+                loaders=loaders)
 
 # %% ../nbs/33_checkpoint.ipynb #1293e11f
 def set_random_states(
@@ -62,21 +62,22 @@ def set_random_states(
 def get_state(self:Callback): # numbers, texts and tensors, in lists and dictionaries; None if there is nothing
     "What this callback needs to go on after another epoch"
 
+# %% ../nbs/33_checkpoint.ipynb #c9830d7e
 @patch
 def set_state(self:Callback,
     state, # from `get_state`; called after `before_fit`
 ):
     "Take it back"
 
-# %% ../nbs/33_checkpoint.ipynb #55202c6e
+# %% ../nbs/33_checkpoint.ipynb #b95ae86c
 @patch
 def get_state(self:Recorder):
     "The curve and the smoothed loss"
     smooth = self.smooth_loss
     return dict(lrs=list(self.lrs), iters=list(self.iters), losses=list(self.losses),
-        values=[list(v) for v in self.values],
-                count=smooth.count, val=smooth.val)
+                values=[list(v) for v in self.values], count=smooth.count, val=smooth.val)
 
+# %% ../nbs/33_checkpoint.ipynb #faff0fa6
 @patch
 def set_state(self:Recorder,
     state:dict, # from `get_state`
@@ -92,6 +93,7 @@ def get_state(self:ParamScheduler):
     "Rates and momenta of all batches so far"
     return {name: list(values) for name,values in self.hps.items()}
 
+# %% ../nbs/33_checkpoint.ipynb #259f9324
 @patch
 def set_state(self:ParamScheduler,
     state:dict, # from `get_state`
@@ -105,6 +107,7 @@ def get_state(self:TrackerCallback):
     "The best metric so far"
     return dict(best=float(self.best), **{k: getattr(self, k) for k in ('wait', 'last_epoch') if k in vars(self)})
 
+# %% ../nbs/33_checkpoint.ipynb #57f3756f
 @patch
 def set_state(self:TrackerCallback,
     state:dict, # from `get_state`
@@ -112,15 +115,14 @@ def set_state(self:TrackerCallback,
     "The best metric so far"
     for name,value in state.items(): setattr(self, name, value)
 
-# %% ../nbs/33_checkpoint.ipynb #71a920e3
+# %% ../nbs/33_checkpoint.ipynb #15bed65a
 def training_state(
     learn:Learner, # after an epoch
 )->dict: # for `set_training_state`; safe to keep
     "All that the rest of a training depends on"
     scaler = getattr(learn, 'scaler', None)
     return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, model=dict(learn.model.state_dict()),
-        opt=learn.opt.state_dict(),
-        scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
+        opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
         callbacks={cb.name: state for cb in learn.cbs for state in [cb.get_state()] if state is not None}))
 
 # %% ../nbs/33_checkpoint.ipynb #d24d7a2f
@@ -144,6 +146,7 @@ def write_checkpoint(
     "Write beside, then rename"
     with write_beside(path) as part: torch.save(state, part)
 
+# %% ../nbs/33_checkpoint.ipynb #6e2ad822
 def read_checkpoint(
     path:Path, # file that `write_checkpoint` wrote
 )->dict: # None if there is none, or none that is whole
@@ -175,7 +178,8 @@ def before_fit(self:Checkpoint):
     state = read_checkpoint(self.path) if self.resume else None
     if state is None: return
     if state['n_epoch']!=self.n_epoch:
-        raise ValueError(f'{self.path} is of a training of {state["n_epoch"]} epochs, not {self.n_epoch}: give another path, or resume=False')
+        raise ValueError(f'{self.path} is of a training of {state["n_epoch"]} epochs, not {self.n_epoch}: '
+                         'give another path, or resume=False')
     set_training_state(self.learn, state)
     self.start = state['epoch']
     self.resting = [cb for cb in self.learn.cbs if cb.run and cb is not self]
@@ -187,6 +191,7 @@ def before_epoch(self:Checkpoint):
     "Skip what is done"
     if self.epoch<self.start: raise CancelEpochException
 
+# %% ../nbs/33_checkpoint.ipynb #da4c3651
 @patch
 def after_epoch(self:Checkpoint):
     "Wake the others, or keep the epoch that has just ended"
@@ -201,7 +206,7 @@ def after_epoch(self:Checkpoint):
 # %% ../nbs/33_checkpoint.ipynb #3a1cc04f
 def process_start(
     pid:int, # number of a process of this computer
-)->str: # empty if there is none; it may be a dead one that nobody has buried yet
+)->str: # empty if there is none; empty as well for a zombie
     "When a process started, in the system's own words"
     if Path('/proc/self/stat').exists():
         try: fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
@@ -223,7 +228,7 @@ def folder_lock(
         if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/33_checkpoint.ipynb #1c84d8ca
+# %% ../nbs/33_checkpoint.ipynb #41b2b7c7
 class Claim:
     "Work that one process does"
     def __init__(self,
@@ -239,11 +244,11 @@ def alive(self:Claim)->bool: # somebody holds it
     "Whether the work is being done"
     try: owner,age = json.loads(self.path.read_text()),time.time()-self.path.stat().st_mtime
     except FileNotFoundError: return False
-    except ValueError: return time.time()-self.path.stat().st_mtime<1 # its owner died while writing, unless it is writing now
+    except ValueError: return time.time()-self.path.stat().st_mtime<1 # half written: its owner writes, or died
     if owner['host']==socket.gethostname(): return process_start(owner['pid'])==owner['start']
     return age<self.expires
 
-# %% ../nbs/33_checkpoint.ipynb #fab5ef9e
+# %% ../nbs/33_checkpoint.ipynb #24c941c7
 @patch
 def take(self:Claim)->bool: # it is ours now
     "Claim the work, if nobody holds it"
@@ -261,6 +266,7 @@ def take(self:Claim)->bool: # it is ours now
     threading.Thread(target=beat, daemon=True).start()
     return True
 
+# %% ../nbs/33_checkpoint.ipynb #cfef3897
 @patch
 def release(self:Claim):
     "Give the work back, finished or not"

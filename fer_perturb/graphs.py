@@ -39,7 +39,8 @@ def count_draws(
     n_clusters:int=3, # k
 )->int: # rows of the table that a batch needs
     "How many numbers of each image a form draws"
-    batch = NumberedBatch(torch.zeros(4, 1, 48, 48), torch.rand(64, 4), torch.zeros(4, 48, 48, dtype=torch.uint8), torch.ones(4, 2)/2, n_clusters)
+    maps = torch.zeros(4, 48, 48, dtype=torch.uint8)
+    batch = NumberedBatch(torch.zeros(4, 1, 48, 48), torch.rand(64, 4), maps, torch.ones(4, 2)/2, n_clusters)
     find_form(form).apply(batch)
     return batch.drawn
 
@@ -72,8 +73,10 @@ class GraphTraining:
     ):
         store_attr(but='network,data,maps')
         self.form,self.device = find_form(form),next(network.parameters()).device
-        if self.form.twice: raise ValueError('a form with two views of each image is trained by a learner: perturb_learner(perturb=…)')
-        if self.form.maps and maps is None: raise ValueError('this form hides by cluster maps: give maps, from a Clusterer')
+        if self.form.twice:
+            raise ValueError('a form with two views of each image is trained by a learner: perturb_learner(perturb=…)')
+        if self.form.maps and maps is None:
+            raise ValueError('this form hides by cluster maps: give maps, from a Clusterer')
         if len(data)<bs: raise ValueError(f'{len(data)} images do not fill a batch of {bs}: give a smaller bs')
         self.small_first = epochs>=10 if small_first is None else small_first
         self.network,self.steps,self.epoch = network.to(memory_format=torch.channels_last).train(),len(data)//bs,0
@@ -81,18 +84,22 @@ class GraphTraining:
 
 # %% ../nbs/44_graphs.ipynb #graph016
 @patch
-def _tables(self:GraphTraining, data, maps):
+def _tables(self:GraphTraining,
+    data:FERData, # the training images
+    maps:Tensor, # (n,h,w) uint8, or None
+):
     "All tensors that a step reads or writes"
     def here(x): return x.to(self.device)
+    def zeros(*size, dtype=torch.float32): return torch.zeros(*size, dtype=dtype, device=self.device)
     n,side = len(data),data.images.shape[-1]
     self.images,self.labels = here(data.images),here(data.labels)
-    self.maps = here(maps) if maps is not None else torch.zeros(1, 1, 1, dtype=torch.uint8, device=self.device).expand(n, side, side)
+    self.maps = zeros(1, 1, 1, dtype=torch.uint8).expand(n, side, side) if maps is None else here(maps)
     self.classes = torch.eye(len(data.vocab), device=self.device)
     self.schedule = here(one_cycle(self.steps*self.epochs, self.lr))
-    self.order = torch.zeros(self.steps, self.bs, dtype=torch.int64, device=self.device)
-    self.numbers = torch.zeros(self.steps, 9 + count_draws(self.form, self.n_clusters), self.bs, device=self.device)
-    self.step,self.done = (torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2)) # of the epoch, of the training
-    self.loss = torch.zeros((), device=self.device)
+    self.order = zeros(self.steps, self.bs, dtype=torch.int64)
+    self.numbers = zeros(self.steps, 9 + count_draws(self.form, self.n_clusters), self.bs)
+    self.step,self.done = zeros(1, dtype=torch.int64),zeros(1, dtype=torch.int64) # of the epoch, of the training
+    self.loss = zeros(())
     self.params = [p for p in self.network.parameters() if p.requires_grad]
     self.velocity = [torch.zeros_like(p) for p in self.params]
     self.generator,self.graphs,self.losses = torch.Generator(self.device).manual_seed(self.seed),{},[]
@@ -115,7 +122,9 @@ def batch(self:GraphTraining)->NumberedBatch: # after augmentation and form
 
 # %% ../nbs/44_graphs.ipynb #graph021
 @patch
-def _update(self:GraphTraining, grads):
+def _update(self:GraphTraining,
+    grads:list, # a tensor for each parameter
+):
     "SGD with Nesterov momentum and weight decay, as in `torch.optim.SGD`"
     lr,momentum = self.schedule.index_select(0, self.done)[0]
     grads = torch._foreach_add(list(grads), self.params, alpha=self.wd)
@@ -126,6 +135,7 @@ def _update(self:GraphTraining, grads):
     torch._foreach_mul_(moves, lr)
     torch._foreach_sub_(self.params, moves)
 
+# %% ../nbs/44_graphs.ipynb #91bb70d0
 @patch
 def one_step(self:GraphTraining,
     small:bool=False, # three quarters of the side
@@ -158,7 +168,7 @@ def record(self:GraphTraining):
             for _ in range(2): self.one_step(small)
             self.stream.synchronize()
             self.graphs[small] = torch.cuda.CUDAGraph()
-            self.graphs[small].capture_begin(pool=pool, capture_error_mode='thread_local') if pool else self.graphs[small].capture_begin(capture_error_mode='thread_local')
+            self.graphs[small].capture_begin(**(dict(pool=pool) if pool else {}), capture_error_mode='thread_local')
             try: self.one_step(small)
             finally: self.graphs[small].capture_end()
             pool = self.graphs[small].pool()
@@ -201,7 +211,8 @@ def logits(self:GraphTraining,
         parts = []
         for batch in images.split(batch_size):
             x = (batch.to(self.device)[:,None].float()/255).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.stream is not None): parts.append(self.network(x).float().cpu())
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.stream is not None):
+                parts.append(self.network(x).float().cpu())
         self.network.train()
     return torch.cat(parts)
 
@@ -213,6 +224,7 @@ def waiting(self:GraphTraining)->int: # epochs that are started and not finished
     self.marks = [mark for mark in self.marks if not mark.query()]
     return len(self.marks)
 
+# %% ../nbs/44_graphs.ipynb #950d4a55
 @patch
 def advance(self:GraphTraining)->bool: # False once all epochs are finished
     "Start an epoch, if the card is not too far behind"
@@ -222,6 +234,7 @@ def advance(self:GraphTraining)->bool: # False once all epochs are finished
     if self.stream: self.marks.append(self.stream.record_event())
     return True
 
+# %% ../nbs/44_graphs.ipynb #74d0df46
 def train_together(
     make:list, # functions without arguments that return a `GraphTraining`
     done, # function of (number in `make`, `GraphTraining`), called when one is finished
