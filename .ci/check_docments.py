@@ -58,7 +58,8 @@ def check(path):
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         if isinstance(node, functions):
             classes = patched_classes(node)
-            for c in classes: yield from undocumented(f'{where}: {c}.{node.name}', node, plain(vars(getattr(module, c))[node.name]), skip=1)
+            for c in classes:
+                if node.name[0]!='_': yield from undocumented(f'{where}: {c}.{node.name}', node, plain(vars(getattr(module, c))[node.name]), skip=1)
             if not classes and node.name[0]!='_' and (public is None or node.name in public):
                 yield from undocumented(f'{where}: {node.name}', node, plain(getattr(module, node.name)))
         elif isinstance(node, ast.ClassDef) and node.name[0]!='_': yield from methods(module, where, node)
