@@ -8,6 +8,7 @@ __all__ = ['SoftVote', 'select_weights', 'ensemble_learner']
 # %% ../nbs/43_ensemble.ipynb #2b4900df
 import torch
 from fastai.vision.all import Learner
+from fastcore.all import patch
 from torch import Tensor, nn
 
 from .attention import has_attention
@@ -30,18 +31,14 @@ class SoftVote(nn.Module):
     )->Tensor: # (b,classes) logarithms of probabilities
         votes = torch.stack([m(images).float().softmax(1) for m in self.members])
         return (self.weights[:,None,None]*votes).sum(0).clamp(min=1e-12).log() # no einsum: autocast would round it
-    def saliency_maps(self,
-        images:Tensor, # (n,c,h,w) in [0,1], or uint8; on any device
-        kind:str, # key of `saliency_kinds`
-        batch_size:int=256, # images in one forward pass
-        progress=iter, # wraps the list of batches, e.g. a progress bar
-    )->Tensor: # (n,h,w) uint8, scaled to 0–255 for each image, on the images' device
-        "The weighted mean of the members' saliency, of those that have attention and a vote"
-        voters = [(w, m) for w,m in zip(self.weights.tolist(), self.members) if w and has_attention(m)]
-        if not voters: raise ValueError('no member with a vote has attention: make some of them with attention_learner')
-        return scale_unit(sum(w*saliency_maps(m, images, kind, batch_size, progress).float() for w,m in voters)).mul(255).round().byte()
 
 # %% ../nbs/43_ensemble.ipynb #802b460d
+def _score(weights, probabilities, labels):
+    "Accuracy, then mean log-likelihood of the weighted mean"
+    p = torch.einsum('m,mnc->nc', weights/weights.sum(), probabilities)
+    likelihood = p.gather(1, labels[:,None]).clamp(min=1e-12).log().mean()
+    return (p.argmax(1)==labels).float().mean().item(),likelihood.item()
+
 def select_weights(
     probabilities:Tensor, # (m,n,classes) of each member for each image
     labels:Tensor, # (n,)
@@ -49,24 +46,25 @@ def select_weights(
 )->list: # m weights, sum 1
     "How much each member counts (ensemble selection)"
     counts,best,best_score = torch.zeros(len(probabilities)),None,(-1., 0.)
-    def score(counts):
-        p = torch.einsum('m,mnc->nc', counts/counts.sum(), probabilities)
-        return (p.argmax(1)==labels).float().mean().item(),p.gather(1, labels[:,None]).clamp(min=1e-12).log().mean().item() # accuracy, then likelihood
     for _ in range(rounds):
-        scores = [score(counts+one) for one in torch.eye(len(counts))]
+        scores = [_score(counts+one, probabilities, labels) for one in torch.eye(len(counts))]
         chosen = max(range(len(scores)), key=scores.__getitem__)
         counts[chosen] += 1
         if scores[chosen]>best_score: best,best_score = counts.clone(),scores[chosen]
     return (best/best.sum()).tolist()
 
+# %% ../nbs/43_ensemble.ipynb #c6917923
 def _voter(learn, vocab):
     "The model of a member, if its answer to the plain image is all it needs"
     recluster,name = getattr(learn, 'recluster', None),type(learn.model).__name__
     if recluster and (recluster.views or recluster.perturb=='stack'):
-        raise ValueError(f"a member ({name}) predicts from views or a stack of clusters: train it with views=False and 'drop' or 'keep', or average predict_faces of the learners yourself")
-    if list(learn.dls.vocab)!=list(vocab): raise ValueError(f'members disagree on the classes ({list(vocab)} and {list(learn.dls.vocab)}): train all on the same data')
+        raise ValueError(f'a member ({name}) predicts from views or a stack of clusters: '
+                         "train it with views=False and 'drop' or 'keep', or average predict_faces of the learners yourself")
+    if list(learn.dls.vocab)!=list(vocab):
+        raise ValueError(f'members disagree on the classes ({list(vocab)} and {list(learn.dls.vocab)}): train all on the same data')
     return learn.model
 
+# %% ../nbs/43_ensemble.ipynb #344d46e0
 def _fit_weights(dls, models):
     "`select_weights` on the validation set"
     votes = []
@@ -76,6 +74,7 @@ def _fit_weights(dls, models):
         votes.append(probabilities)
     return select_weights(torch.stack(votes), labels)
 
+# %% ../nbs/43_ensemble.ipynb #3f42a2df
 def ensemble_learner(
     learners:list, # trained learners with the same classes and the same kind of images
     weights=None, # one number for each; 'fit' to find them on the validation set (PublicTest); equal if None
@@ -90,3 +89,17 @@ def ensemble_learner(
     if len(weights)!=len(models) or min(weights)<0 or sum(weights)<=0:
         raise ValueError(f'weights are {weights} for {len(models)} members: give each a number of at least 0, one of them above')
     return face_learner(dls, SoftVote(models, weights))
+
+# %% ../nbs/43_ensemble.ipynb #a2e957f3
+@patch
+def saliency_maps(self:SoftVote,
+    images:Tensor, # (n,c,h,w) in [0,1], or uint8; on any device
+    kind:str, # key of `saliency_kinds`
+    batch_size:int=256, # images in one forward pass
+    progress=iter, # wraps the list of batches, e.g. a progress bar
+)->Tensor: # (n,h,w) uint8, scaled to 0–255 for each image, on the images' device
+    "The weighted mean of the members' saliency, of those that have attention and a vote"
+    voters = [(w, m) for w,m in zip(self.weights.tolist(), self.members) if w and has_attention(m)]
+    if not voters: raise ValueError('no member with a vote has attention: make some of them with attention_learner')
+    mean = sum(w*saliency_maps(m, images, kind, batch_size, progress).float() for w,m in voters)
+    return scale_unit(mean).mul(255).round().byte()

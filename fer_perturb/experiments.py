@@ -11,7 +11,8 @@ __all__ = ['map_fields', 'same', 'core', 'more', 'quarter', 'toys', 'h200', 'gri
            'run_state', 'run_seconds', 'runs_table', 'Results', 'open_private', 'variants', 'right_of', 'comparison',
            'arch_answers', 'paper_table', 'saliency_sheet', 'cluster_sheet', 'cluster_curve', 'class_bars',
            'paper_figure', 'start_workers', 'run_grid', 'ray_runs', 'show_runs', 'show_table', 'save_figure',
-           'attention_report', 'centroid_pixels', 'demo']
+           'attention_report', 'centroid_pixels', 'epoch_line', 'train_aloud', 'covered_sets', 'covered_report',
+           'covered_lesson', 'demo']
 
 # %% ../nbs/52_experiments.ipynb #11d8f0fd
 import hashlib, json, os, platform, signal, sys, time, traceback
@@ -1226,18 +1227,142 @@ def centroid_pixels(
     "Where the centroids that all images share lie on the frame"
     return [tuple(round(v, 1) for v in c) for c in (learn.recluster.clusterer.centroids[:,:2]/spatial_weight*(size-1)).tolist()]
 
-# %% ../nbs/52_experiments.ipynb #660b3637
+# %% ../nbs/52_experiments.ipynb #9367d0d2
+from fastcore.imports import IN_NOTEBOOK
+
+from .masks import occlude_images
+
+# %% ../nbs/52_experiments.ipynb #741e13a7
+def epoch_line(
+    n_epoch:int, # epochs of the whole training
+    names:list, # the columns of fastai's table: epoch, train_loss, valid_loss, the metrics, time
+    log:list, # the values of one epoch
+):
+    "Print what an epoch brought, as one line"
+    epoch,*values,seconds = log
+    said = ', '.join(f'{name} {value:.3f}' for name,value in zip(names[1:], values) if value is not None)
+    print(f'  epoch {epoch+1} of {n_epoch}: {said}, {seconds}', flush=True)
+
+# %% ../nbs/52_experiments.ipynb #86b95d39
+def train_aloud(
+    name:str, # what is trained, for the reader
+    learn:Learner, # trained in place, by `fit_quick`
+    epochs:int, # epochs
+    opt_func=None, # see `fit_quick`
+)->Learner: # the same learner
+    "Train, and say how it goes: with progress bars where somebody watches, else with one line an epoch"
+    plural = 's' if epochs>1 else ''
+    print(f'\n{name}: {epochs} epoch{plural} of {len(learn.dls.train_ds):,} images', flush=True)
+    start = time.perf_counter()
+    if sys.stdout.isatty() or IN_NOTEBOOK: learn.fit_quick(epochs, opt_func=opt_func)
+    else:
+        with learn.no_bar(), learn.no_logging():
+            learn.logger = lambda log: epoch_line(epochs, learn.recorder.metric_names, log)
+            learn.fit_quick(epochs, opt_func=opt_func)
+    print(f'{name}: {(time.perf_counter()-start)/60:.1f} minutes', flush=True)
+    return learn
+
+# %% ../nbs/52_experiments.ipynb #afbe15c8
+def covered_sets(
+    data:FERData, # faces; where they have no column 'landmarks', `find_landmarks` finds them
+    seed:int=42, # of everything random
+)->dict: # {'clean': data, 'surgical mask': FERData, 'sunglasses': FERData}, the same rows in each
+    "The same faces as they are, under a surgical mask, and under sunglasses"
+    points,pieces = data.column('landmarks'),torch.arange(len(data)).split(1000) # so few that nothing draws a progress bar
+    if points is None: points = torch.cat([find_landmarks(data[rows]).points for rows in pieces])
+    images,points = data.images.cpu(),points.cpu()
+    def cover(what): return torch.cat([occlude_images(images[rows], points[rows], what, seed).images for rows in pieces])
+    return {'clean': data} | {name: data.with_columns(images=cover(what).to(data.images.device))
+                              for name,what in {'surgical mask': 'surgical', 'sunglasses': 'sunglasses'}.items()}
+
+# %% ../nbs/52_experiments.ipynb #73a2e219
+def covered_report(
+    learners:dict, # {name: `Learner`}: the one to compare with, and the other
+    sets:dict, # {name: `FERData`}, see `covered_sets`
+)->pd.DataFrame: # a row for each set: accuracy of both in %, their difference in points, and its 95 % interval
+    "Accuracy of two learners on the same faces, as they are and with a part covered"
+    rows,(first,second) = {},learners
+    for name,data in sets.items():
+        predicted = {model: predict_faces(learn, data) for model,learn in learners.items()}
+        accuracies = {model: 100*correct(p, data.labels).mean().item() for model,p in predicted.items()}
+        change = accuracy_change(*predicted.values(), data.labels)
+        rows[name] = accuracies | dict(zip((f'{second} − {first}', 'from', 'to'), change))
+    return pd.DataFrame(rows).T.round(1)
+
+# %% ../nbs/52_experiments.ipynb #ade157f8
+def _against(name, row):
+    "One row of the table in words"
+    where,change = 'on clean faces' if name=='clean' else f'under {name}',row['P − baseline']
+    if row['from']<=0<=row['to']: return f'{where} P and its baseline are level ({change:+.1f} points, within the noise)'
+    return f'{where} P is {abs(change):.1f} points {"above" if change>0 else "below"} its baseline'
+
+def covered_lesson(
+    report:pd.DataFrame, # from `covered_report`, of 'baseline' and 'P'
+    epochs:int, # that P has trained for; its baseline trained twice as long
+    p:float=0.5, # share of the images that had a region hidden while P trained, in [0,1]
+)->str: # a line for each thing to know
+    "What a reader should make of the table"
+    lost,covers = report.loc['clean'] - report,report.drop('clean')
+    text = 'What to make of it: ' + '; '.join(_against(name, row) for name,row in report.iterrows()) + '.'
+    if report.to['clean']<0:
+        text += (f'\nWhy lower on clean faces: its baseline trained twice as long ({2*epochs} epochs to {epochs}; the attention classifier '
+                 f'had the rest), and {p:.0%} of the images that P saw had a region hidden, at times the one that tells the emotion.')
+    costs = '; '.join(f'{name} {lost.baseline[name]:.1f} from the baseline, {lost.P[name]:.1f} from P' for name in covers.index)
+    paid = ' and '.join(covers.index[covers['from']>0]) or 'neither cover'
+    return f"{text}\nPoints that a cover takes: {costs}. Hiding regions in training has paid under {paid}."
+
+# %% ../nbs/52_experiments.ipynb #d271382c
+def _demo_faces(data, n_faces, seed):
+    "Toy faces or others, after a look at whether they have all that the demo needs"
+    faces = toy_faces(n_faces, seed=seed) if data is None else load_faces(data)
+    print(f'{"Toy faces" if data is None else data}: {faces}', flush=True)
+    empty = [usage for usage in USAGES if not len(faces.part(usage))]
+    if empty: raise ValueError(f'{data} has no {" and no ".join(empty)} images: the demo needs all three parts')
+    return faces
+
+# %% ../nbs/52_experiments.ipynb #688980ac
+def _demo_learners(faces, arch, toys):
+    "Baseline, attention classifier and predictor, all untrained, so that a mistake shows before any of them trains"
+    augment = [FaceAugment(max_rotate=0, max_zoom=1, max_shift=0, max_lighting=0)] if toys else quick_augment()
+    size,batch = faces.images.shape[-1],min(32 if toys else 64, len(faces.part('Training')))
+    dls = face_block(faces.vocab, size, batch_tfms=augment).dataloaders(faces, bs=batch)
+    baseline,phase1 = face_learner(dls, arch),attention_learner(dls, arch)
+    return baseline,phase1,perturb_learner(dls, arch, attention=phase1)
+
+# %% ../nbs/52_experiments.ipynb #7527833e
+def _part_tables(usage, part, learners, single):
+    "Print and return the tables of one part; `single` (n,) bool: the images that occur in no other part"
+    probabilities = {name: predict_faces(learn, part) for name,learn in learners.items()}
+    baseline,predictor = probabilities.values()
+    result = {usage: summary_table(probabilities, part.labels),
+              f'{usage} change': class_table(baseline, {'P − baseline': predictor}, part.labels, part.vocab)}
+    change,low,high = accuracy_change(baseline, predictor, part.labels)
+    print(f'\n{usage} ({len(part):,} images)\n{result[usage].to_string()}')
+    print(f'change: {change:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})')
+    print(result[f'{usage} change'].to_string(float_format='{:+.1f}'.format))
+    if single.all(): return result
+    result[f'{usage} twin-free'] = summary_table({name: p[single] for name,p in probabilities.items()}, part.labels.cpu()[single])
+    print(f'{usage} without the {(~single).sum():,} images that also occur in another part')
+    print(result[f'{usage} twin-free'].to_string())
+    return result
+
+# %% ../nbs/52_experiments.ipynb #800ffea2
 def _save(figure, path):
     with write_beside(path) as part: figure.savefig(part, dpi=120, bbox_inches='tight', format='png')
     plt.close(figure)
 
-def _train(name, learn, epochs, opt_func=None):
-    print(f'\n{name}: {epochs} epochs of {len(learn.dls.train_ds):,} images', flush=True)
-    start = time.perf_counter()
-    learn.fit_quick(epochs, opt_func=opt_func)
-    print(f'{name}: {(time.perf_counter()-start)/60:.1f} minutes', flush=True)
-    return learn
+def _save_figures(out, faces, learners, public, sets):
+    "Write the demo's pictures"
+    predictor,private = learners['P'],sets['clean']
+    train = predictor.dls.train.data
+    _save(show_faces(train.images[:28], overlay=train.column('clusters', slice(0, 28))), out/'clusters.png')
+    _save(show_scheme(predictor, public.images[:5]), out/'scheme.png')
+    _save(faces.show_distribution().figure, out/'classes.png')
+    _save(show_faces(torch.cat([data.images[:7] for data in sets.values()]), columns=min(7, len(private))), out/'covered.png')
+    predicted = {name: predict_faces(learn, private) for name,learn in learners.items()}
+    _save(plot_confusion(predicted, private.labels, faces.vocab), out/'confusion.png')
 
+# %% ../nbs/52_experiments.ipynb #660b3637
 def demo(
     data:Path=None, # FER2013 in any form that `load_faces` reads; toy faces if None
     epochs:int=None, # epochs of each phase; the baseline gets twice as many; 4 for toy faces, 8 for others if None
@@ -1249,49 +1374,41 @@ def demo(
 )->dict: # tables and accuracy change
     "Train baseline, attention classifier and predictor; print the tables, save the figures"
     toys,out = data is None,Path(out)
-    faces = toy_faces(n_faces, seed=seed) if toys else load_faces(data)
     if epochs is None: epochs = 4 if toys else 8
     if epochs<1: raise ValueError(f'epochs is {epochs}: train for at least one')
-    print(f'{"Toy faces" if toys else data}: {faces}')
+    if out.is_file(): raise ValueError(f'{out} is a file: give the name of a folder')
+    create_backbone(arch) # a name that does not exist is said before any work
+    faces = _demo_faces(data, n_faces, seed)
     public,private = faces.part('PublicTest'),faces.part('PrivateTest')
     if landmarks: public = add_landmarks(public, landmarks)
     set_seed(seed)
-    augment = [FaceAugment(max_rotate=0, max_zoom=1, max_shift=0, max_lighting=0)] if toys else quick_augment()
-    dls = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=augment).dataloaders(faces, bs=min(32 if toys else 64, len(faces.part('Training'))))
-    opt_func = adamw if toys else None
+    baseline,phase1,predictor = _demo_learners(faces, arch, toys)
+    sets = covered_sets(private, seed)
     out.mkdir(parents=True, exist_ok=True)
 
-    baseline = _train('Baseline', face_learner(dls, arch), 2*epochs, opt_func)
-    phase1 = _train('Attention classifier', attention_learner(dls, arch), epochs, opt_func)
-    predictor = _train('Predictor', perturb_learner(dls, arch, attention=phase1), epochs, opt_func)
+    opt_func = adamw if toys else None
+    train_aloud('Baseline', baseline, 2*epochs, opt_func)
+    train_aloud('Attention classifier', phase1, epochs, opt_func)
+    train_aloud('Predictor', predictor, epochs, opt_func)
+    learners,result = dict(baseline=baseline, P=predictor),{}
 
-    result = {}
-    print('\nThe shared centroids, (column, row) in pixels, from left to right:', *centroid_pixels(predictor, faces.images.shape[-1]))
+    centroids = centroid_pixels(predictor, faces.images.shape[-1])
+    print('\nThe shared centroids, (column, row) in pixels, from left to right:', *centroids)
     if public.regions is not None:
         result['attention'] = attention_report(predictor, public)
         print(f'\nShare on eyes, brows, nose and mouth, over chance (PublicTest):\n{result["attention"].to_string()}')
     alone = ~twin_elsewhere(faces)
     for usage,part in dict(PublicTest=public, PrivateTest=private).items():
-        probabilities = {name: predict_faces(learn, part) for name,learn in dict(baseline=baseline, P=predictor).items()}
-        result[usage] = summary_table(probabilities, part.labels)
-        change,low,high = accuracy_change(*probabilities.values(), part.labels)
-        result[f'{usage} change'] = class_table(probabilities['baseline'], {'P − baseline': probabilities['P']}, part.labels, faces.vocab)
-        print(f'\n{usage} ({len(part):,} images)\n{result[usage].to_string()}\nchange: {change:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})'
-              f'\n{result[f"{usage} change"].to_string()}')
-        single = alone[faces.usage.cpu()==USAGES.index(usage)]
-        if single.all(): continue
-        result[f'{usage} twin-free'] = summary_table({name: p[single] for name,p in probabilities.items()}, part.labels.cpu()[single])
-        print(f'{usage} without the {(~single).sum():,} images that also occur in another part\n{result[f"{usage} twin-free"].to_string()}')
+        result |= _part_tables(usage, part, learners, alone[faces.usage.cpu()==USAGES.index(usage)])
+    result['covered'] = covered_report(learners, sets)
+    print('\nPrivateTest, clean and with a part of each face covered: accuracy in %, difference in points, its 95 % interval')
+    print(result['covered'].to_string(), covered_lesson(result['covered'], epochs, predictor.recluster.p), sep='\n')
 
-    train = predictor.dls.train.data
-    _save(show_faces(train.images[:28], overlay=train.column('clusters', slice(0, 28))), out/'clusters.png')
-    _save(show_scheme(predictor, public.images[:5]), out/'scheme.png')
-    _save(faces.show_distribution().figure, out/'classes.png')
-    _save(plot_confusion(probabilities, private.labels, faces.vocab), out/'confusion.png')
+    _save_figures(out, faces, learners, public, sets)
     predictor.path = out
     predictor.export('predictor.pkl')
     print(f"\nFigures in {out}: clusters.png (the paper's Figure 4), scheme.png (one face a row: attention, clusters, each cluster hidden), "
-          f"classes.png (Figure 3), confusion.png\nThe predictor: load_learner('{out}/predictor.pkl')")
+          f"classes.png (Figure 3), covered.png (what the last table is about), confusion.png\nThe predictor: load_learner('{out}/predictor.pkl')")
     print('Toy faces prove that the machinery works. They prove nothing about the paper: for that, give FER2013.' if toys else
           'One short run with one seed: an example of the method, not a result about it.')
     return result

@@ -22,31 +22,41 @@ class _Predictor(nn.Module):
     def __init__(self, learn, images):
         super().__init__()
         self.model,self.activation = learn.model,getattr(learn.loss_func, 'activation', None)
-        if self.activation is None: raise ValueError(f'the loss {type(learn.loss_func).__name__} does not say how scores become probabilities: train with CrossEntropyLossFlat')
-        normalize = [t for t in getattr(learn.dls.valid.after_batch, 'fs', []) if isinstance(t, Normalize) and isinstance(images, TensorImage)]
+        if self.activation is None:
+            raise ValueError(f'the loss {type(learn.loss_func).__name__} does not say how scores become probabilities: '
+                             'train with CrossEntropyLossFlat')
+        found = [t for t in getattr(learn.dls.valid.after_batch, 'fs', []) if isinstance(t, Normalize)]
+        normalize = found if isinstance(images, TensorImage) else []
         mean,std = (normalize[0].mean,normalize[0].std) if normalize else (torch.zeros(1), torch.ones(1))
         self.register_buffer('mean', mean.detach().as_subclass(Tensor).cpu())
         self.register_buffer('std', std.detach().as_subclass(Tensor).cpu())
     def forward(self, images): return self.activation(self.model((images - self.mean)/self.std))
 
+# %% ../nbs/60_export.ipynb #48220e17
+def _check_exportable(learn):
+    "Are the packages there, and does the learner predict from the plain image?"
+    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(name) is None]
+    if missing: raise ImportError(f"{', '.join(missing)} not installed: pip install 'fer_perturb[onnx]'")
+    recluster = getattr(learn, 'recluster', None)
+    if recluster and (recluster.views or recluster.perturb=='stack'):
+        raise ValueError('this model predicts from views or a stack of clusters, which a file cannot hold: '
+                         "train with views=False and 'drop' or 'keep'")
+    if hasattr(learn, 'ten_crop'):
+        raise ValueError('this learner predicts from ten crops, which a file cannot hold: remove its TenCrop')
+
+# %% ../nbs/60_export.ipynb #fac26888
 def export_onnx(
     learn:Learner, # trained; not changed
     path:Path, # the file to write, as in 'faces.onnx'
 )->Path: # the file
     "Write a learner's model to an ONNX file"
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if importlib.util.find_spec(name) is None]
-    if missing: raise ImportError(f"{', '.join(missing)} not installed: pip install 'fer_perturb[onnx]'")
+    _check_exportable(learn)
     import onnx
-    recluster = getattr(learn, 'recluster', None)
-    if recluster and (recluster.views or recluster.perturb=='stack'):
-        raise ValueError("this model predicts from views or a stack of clusters, which a file cannot hold: train with views=False and 'drop' or 'keep'")
-    if hasattr(learn, 'ten_crop'): raise ValueError('this learner predicts from ten crops, which a file cannot hold: remove its TenCrop')
     path,device,training = Path(path),next(learn.model.parameters()).device,learn.model.training
     images = learn.dls.valid.one_batch()[0][:2].cpu()
-    predictor = _Predictor(learn, images)
-    try:
-        program = torch.onnx.export(predictor.eval().cpu(), (images.as_subclass(Tensor).contiguous(),), dynamo=True, input_names=['images'], output_names=['probabilities'],
-                                    dynamic_shapes=({0: torch.export.Dim('batch')},), verbose=False)
+    predictor,example = _Predictor(learn, images).eval().cpu(),images.as_subclass(Tensor).contiguous()
+    try: program = torch.onnx.export(predictor, (example,), dynamo=True, input_names=['images'], output_names=['probabilities'],
+                                     dynamic_shapes=({0: torch.export.Dim('batch')},), verbose=False)
     finally: learn.model.to(device).train(training)
     proto = program.model_proto
     onnx.helper.set_model_props(proto, dict(vocab=json.dumps([str(v) for v in learn.dls.vocab])))

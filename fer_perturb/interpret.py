@@ -18,6 +18,27 @@ from .saliency import resize_maps, scale_unit
 # %% ../nbs/51_interpret.ipynb #5246d9be
 saliency_methods = ('gradient', 'smooth', 'integrated', 'occlusion')
 
+def _explainer(model, kind):
+    "captum's method, as a function of images (b,c,h,w) and target classes (b,)"
+    try: from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+    except ImportError as e: raise ImportError("saliency is computed with captum: pip install 'fer_perturb[interpret]'") from e
+    noisy = dict(nt_type='smoothgrad', nt_samples=16, nt_samples_batch_size=4, stdevs=.1)
+    return dict(gradient=lambda x,t: Saliency(model).attribute(x, t),
+                smooth=lambda x,t: NoiseTunnel(Saliency(model)).attribute(x, target=t, **noisy),
+                integrated=lambda x,t: IntegratedGradients(model).attribute(x, .5, t, n_steps=16),
+                occlusion=lambda x,t: Occlusion(model).attribute(x, (x.shape[1],6,6), (x.shape[1],2,2), .5, t))[kind]
+
+# %% ../nbs/51_interpret.ipynb #193a10bc
+def _batch_saliency(model, explain, images, target, smooth):
+    "Saliency (b,h,w) of one batch, on the CPU"
+    x = images.to(next(model.parameters()).device)
+    x = x.float()/255 if x.dtype==torch.uint8 else x.detach().float()
+    if target is None:
+        with torch.no_grad(): target = model(x).argmax(1)
+    found = explain(x.requires_grad_(), target.to(x.device)).detach().abs().sum(1)
+    return scale_unit(resize_maps(found, found.shape[-2:], smooth)).cpu()
+
+# %% ../nbs/51_interpret.ipynb #3f108234
 def input_saliency(
     model, # `Learner`, or `nn.Module` (b,c,h,w) in [0,1] -> (b,classes); run in eval mode, its training mode is restored
     images:Tensor, # (n,h,w) or (n,1,h,w), uint8 or float in [0,1]
@@ -27,28 +48,26 @@ def input_saliency(
     batch_size:int=64, # images in one pass
 )->Tensor: # (n,h,w) float32 in [0,1], scaled for each image, on the CPU
     "How much each pixel matters to a model's answer"
-    if kind not in saliency_methods: raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_methods)}')
-    try: from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
-    except ImportError as e: raise ImportError("saliency is computed with captum: pip install 'fer_perturb[interpret]'") from e
+    if kind not in saliency_methods:
+        raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_methods)}')
     model = model.model if isinstance(model, Learner) else model
-    device,training,maps = next(model.parameters()).device,model.training,[]
-    if images.ndim==3: images = images[:,None]
-    explain = {'gradient': lambda x,t: Saliency(model).attribute(x, t),
-               'smooth': lambda x,t: NoiseTunnel(Saliency(model)).attribute(x, nt_type='smoothgrad', nt_samples=16, nt_samples_batch_size=4, stdevs=.1, target=t),
-               'integrated': lambda x,t: IntegratedGradients(model).attribute(x, .5, t, n_steps=16),
-               'occlusion': lambda x,t: Occlusion(model).attribute(x, (x.shape[1],6,6), (x.shape[1],2,2), .5, t)}[kind]
+    explain,training = _explainer(model, kind),model.training
+    batches = (images[:,None] if images.ndim==3 else images).split(batch_size)
+    targets = [None]*len(batches) if target is None else torch.as_tensor(target).split(batch_size)
     model.eval()
-    try:
-        for i,batch in enumerate(images.split(batch_size)):
-            x = batch.to(device)
-            x = x.float()/255 if x.dtype==torch.uint8 else x.detach().float()
-            with torch.no_grad(): t = model(x).argmax(1) if target is None else torch.as_tensor(target)[i*batch_size:(i+1)*batch_size].to(device)
-            found = explain(x.requires_grad_(), t).detach().abs().sum(1)
-            maps.append(scale_unit(resize_maps(found, found.shape[-2:], smooth)).cpu())
+    try: return torch.cat([_batch_saliency(model, explain, b, t, smooth) for b,t in zip(batches, targets)])
     finally: model.train(training)
-    return torch.cat(maps)
 
 # %% ../nbs/51_interpret.ipynb #cb28841c
+def _show_row(axes, name, pixels, **kwargs):
+    "One row of the figure: images (n,h,w), and their name at the left"
+    for ax,image in zip(axes, pixels):
+        ax.imshow(image, interpolation='nearest', **kwargs)
+        ax.set(xticks=[], yticks=[])
+        for spine in ax.spines.values(): spine.set_visible(False)
+    axes[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=8)
+
+# %% ../nbs/51_interpret.ipynb #a13ccb5b
 def saliency_figure(
     models:dict, # {name: `Learner` or `nn.Module`}
     faces:dict, # {name, such as 'without mask': images (n,h,w) uint8}, the same people in each
@@ -56,20 +75,15 @@ def saliency_figure(
     kind:str='gradient', # one of `saliency_methods`
 )->plt.Figure: # a row for each set, and one for each set and model
     "Each set of faces, and below it the saliency of each model (the paper's Figures 1 and 6)"
-    rows = [row for name,images in faces.items() for row in [(name, None, images)] + [(model, m, images) for model,m in models.items()]]
-    n = len(next(iter(faces.values())))
-    figure,axes = plt.subplots(len(rows), n, figsize=(n*.85+1,len(rows)*.85+.2), squeeze=False, dpi=72,
-                                gridspec_kw=dict(wspace=.04, hspace=.04, left=1/(n*.85+1), right=1, bottom=0, top=.95))
-    for line,(name,model,images) in zip(axes, rows):
-        maps = None if model is None else input_saliency(model, images, kind)
-        for i,ax in enumerate(line):
-            ax.imshow(images[i] if maps is None else maps[i], cmap='gray' if maps is None else 'inferno', vmin=0, vmax=255 if maps is None else 1,
-                      interpolation='nearest')
-            ax.set(xticks=[], yticks=[])
-            for spine in ax.spines.values(): spine.set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=8)
-    if labels is not None:
-        for ax,label in zip(axes[0], labels): ax.set_title(label, fontsize=8, pad=2)
+    n,rows = len(next(iter(faces.values()))),len(faces)*(1+len(models))
+    width,height = n*.85+1,rows*.85+.2
+    figure,axes = plt.subplots(rows, n, figsize=(width,height), squeeze=False, dpi=72,
+                               gridspec_kw=dict(wspace=.04, hspace=.04, left=1/width, right=1, bottom=0, top=.95))
+    lines = iter(axes)
+    for name,images in faces.items():
+        _show_row(next(lines), name, images, cmap='gray', vmin=0, vmax=255)
+        for model,m in models.items(): _show_row(next(lines), model, input_saliency(m, images, kind), cmap='inferno', vmin=0, vmax=1)
+    for ax,label in zip(axes[0], labels or []): ax.set_title(label, fontsize=8, pad=2)
     return figure
 
 # %% ../nbs/51_interpret.ipynb #9177d956
@@ -85,4 +99,7 @@ def show_scheme(
     sheet = torch.cat([faces/255, saliency[:,None]/255, faces/255, without], dim=1)
     overlay = torch.zeros(sheet.shape, dtype=torch.uint8)
     overlay[:,2] = clusters
-    return show_faces(sheet.flatten(0, 1), overlay=overlay.flatten(0, 1), columns=sheet.shape[1])
+    figure = show_faces(sheet.flatten(0, 1), overlay=overlay.flatten(0, 1), columns=sheet.shape[1])
+    titles = ['face', 'attention', 'clusters'] + [f'without {i}' for i in range(1, clusterer.n_clusters+1)]
+    for ax,title in zip(figure.axes, titles): ax.set_title(title, fontsize=9, pad=2)
+    return figure

@@ -392,10 +392,11 @@ def draw_faces(
 def toy_faces(
     n:int=10000, # how many, at least 70
     seed:int=42, # who they are
-)->FERData: # label i % 7 for face i; 80 % Training, 10 % PublicTest, 10 % PrivateTest; with regions
+)->FERData: # label i % 7 for face i; 80 % Training, 10 % each test; with regions and column 'landmarks'
     "The embedded data set: n drawn faces, as `FERData`"
     if n<70: raise ValueError(f'{n} faces are too few: ask for 70 or more, so that every part has every class')
     rows = torch.arange(n)
     tenth = rows//7%10
     faces = draw_faces(rows%7, seed)
-    return FERData(faces.images, rows%7, torch.where(tenth<8, 0, tenth-7), regions=faces.regions)
+    data = FERData(faces.images, rows%7, torch.where(tenth<8, 0, tenth-7), regions=faces.regions)
+    return data.with_columns(landmarks=faces.landmarks)

@@ -26,6 +26,11 @@ def test_same_seed_same_faces():
     assert torch.equal(a.images, b.images) and torch.equal(a.regions, b.regions)
     assert (a.images!=other.images).float().mean()>.9
 
+def test_landmarks_are_those_that_were_drawn():
+    data,drawn = toy_faces(300, seed=7),draw_faces(torch.arange(300)%7, seed=7)
+    assert torch.equal(data.column('landmarks'), drawn.landmarks) and torch.equal(data.images, drawn.images)
+    assert torch.equal(data.part('PublicTest').column('landmarks'), drawn.landmarks[data.usage==1])
+
 def test_global_random_state_is_left_alone():
     state = torch.get_rng_state()
     toy_faces(70)
