@@ -12,9 +12,12 @@ import argparse, sys
 def _add_demo(commands):
     demo = commands.add_parser('demo', help='run the whole scheme and print its tables',
         description='Train baseline, attention classifier and predictor, on embedded toy faces or on FER2013.')
-    demo.add_argument('--data', help='FER2013: the zip file or folder from Kaggle, fer2013.csv or icml_face_data.csv (default: toy faces)')
-    demo.add_argument('--epochs', type=int, help='epochs of each phase; the baseline gets twice as many (default: 4 for toy faces, 8 for FER2013)')
-    demo.add_argument('--arch', default='slim_resnet18', help='backbone: slim_resnet18, resnet18, resnet34, … or a name of timm (default: %(default)s)')
+    demo.add_argument('--data',
+        help='FER2013: the zip file or folder from Kaggle, fer2013.csv or icml_face_data.csv (default: toy faces)')
+    demo.add_argument('--epochs', type=int,
+        help='epochs of each phase; the baseline gets twice as many (default: 4 for toy faces, 8 for FER2013)')
+    demo.add_argument('--arch', default='slim_resnet18',
+        help='backbone: slim_resnet18, resnet18, resnet34, … or a name of timm (default: %(default)s)')
     demo.add_argument('--seed', type=int, default=42, help='seed of everything random (default: %(default)s)')
     demo.add_argument('--landmarks', help='npz with the landmarks of the faces, to measure attention against')
     demo.add_argument('--out', default='demo', help='folder for the figures (default: %(default)s)')
@@ -25,25 +28,32 @@ def _add_mask(commands):
         description="Find the landmarks of faces, hide a part of each, and write them in Kaggle's folder layout.")
     mask.add_argument('source', metavar='IN', help='faces in any form: zip file, folder, csv or parquet file')
     mask.add_argument('out', metavar='OUT', help='folder to be written; it must not exist')
-    mask.add_argument('--kind', default='surgical', help='surgical, cloth, n95, mixed, sunglasses, half or hand (default: %(default)s)')
+    mask.add_argument('--kind', default='surgical',
+        help='surgical, cloth, n95, mixed, sunglasses, half or hand (default: %(default)s)')
     mask.add_argument('--seed', type=int, default=42, help='seed of everything random (default: %(default)s)')
 
 # %% ../nbs/61_cli.ipynb #f14425a2
 def _add_run(commands):
-    run = commands.add_parser('run', help='train what is left of a grid of experiments; Ctrl-C stops it, and another call goes on',
-        description='Train the runs of a grid that nobody has finished. A run that was interrupted goes on from its last epoch.')
+    run = commands.add_parser('run',
+        help='train what is left of a grid of experiments; Ctrl-C stops it, and another call goes on',
+        description='Train the runs of a grid that nobody has finished. '
+                    'A run that was interrupted goes on from its last epoch.')
     run.add_argument('grid', metavar='GRID', help='name of a grid; fer-perturb runs lists them')
     run.add_argument('--data', help='FER2013 in any form (default: $FER_PERTURB_DATA); toy grids need none')
     run.add_argument('--reference', help="the same faces with somebody else's masks on, to test on")
     run.add_argument('--landmarks', help='npz with names and landmarks of the faces (default: they are looked for)')
     run.add_argument('--hours', type=float, help='stop after so many hours (default: when all is done)')
-    run.add_argument('--jobs', type=int, default=1, help='processes, which share the cores or one GPU (default: %(default)s)')
+    run.add_argument('--jobs', type=int, default=1,
+        help='processes, which share the cores or one GPU (default: %(default)s)')
     run.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     run.add_argument('--ray', action='store_true', help='send runs to the Ray cluster that is there')
-    run.add_argument('--final', action='store_true', help='open PrivateTest for what is finished; each use is written down')
+    run.add_argument('--final', action='store_true',
+        help='open PrivateTest for what is finished; each use is written down')
     _add_results(run)
 
-def _add_results(command): command.add_argument('--results', default='results', help='folder of results (default: %(default)s)')
+# %% ../nbs/61_cli.ipynb #9061200a
+def _add_results(command):
+    command.add_argument('--results', default='results', help='folder of results (default: %(default)s)')
 
 # %% ../nbs/61_cli.ipynb #9574342e
 def _add_reports(commands):
@@ -54,14 +64,16 @@ def _add_reports(commands):
         description="The paper's tables 1, 2 and 3 from the grid backbones, or the comparison of any grid.")
     table.add_argument('number', metavar='1|2|3|GRID', help='number of a table, or name of a grid')
     table.add_argument('--final', action='store_true', help='of PrivateTest, where it has been opened')
-    figure = commands.add_parser('figure', help='a figure of the paper, from the results', description="The paper's figures 1, 3, 4, 5 and 6.")
+    figure = commands.add_parser('figure', help='a figure of the paper, from the results',
+        description="The paper's figures 1, 3, 4, 5 and 6.")
     figure.add_argument('number', metavar='1|3|4|5|6', type=int, help='number of a figure')
     figure.add_argument('--out', default='figures', help='folder for the picture (default: %(default)s)')
     for command in (runs, table, figure): _add_results(command)
 
 # %% ../nbs/61_cli.ipynb #ebdf9559
 def _parser():
-    parser = argparse.ArgumentParser(prog='fer-perturb', description='The Perturb Scheme for facial emotion recognition.')
+    parser = argparse.ArgumentParser(prog='fer-perturb',
+        description='The Perturb Scheme for facial emotion recognition.')
     commands = parser.add_subparsers(dest='command', required=True)
     for add in (_add_demo, _add_mask, _add_run, _add_reports): add(commands)
     return parser
@@ -74,8 +86,8 @@ def main(
     options = vars(_parser().parse_args(args))
     command = options.pop('command')
     from fer_perturb import experiments, masks
-    run = dict(demo=experiments.demo, mask=masks.mask_set, run=experiments.run_grid, runs=experiments.show_runs, table=experiments.show_table,
-               figure=experiments.save_figure)[command]
+    run = dict(demo=experiments.demo, mask=masks.mask_set, run=experiments.run_grid, runs=experiments.show_runs,
+               table=experiments.show_table, figure=experiments.save_figure)[command]
     try: result = run(**options)
     except KeyboardInterrupt:
         print('\nfer-perturb: stopped', file=sys.stderr)

@@ -90,6 +90,7 @@ def frame_third(
     third = torch.arange(h, device=batch.images.device)*3//h
     return (third==(batch.draw()*3).floor()[:,None])[:,:,None].expand(b, h, w)
 
+# %% ../nbs/39_forms.ipynb #93e37067
 def unattended(
     batch:Batch, # with maps
 )->Tensor: # (b,h,w) bool
@@ -235,6 +236,7 @@ def leave(
 ):
     "Change nothing"
 
+# %% ../nbs/39_forms.ipynb #2133c64a
 def erase_and_hide(
     batch:Batch, # its images are replaced
 ):
@@ -242,6 +244,7 @@ def erase_and_hide(
     erase(batch)
     hide(batch)
 
+# %% ../nbs/39_forms.ipynb #6df566e8
 forms = dict(
     plain=Form(leave, 'nothing is hidden', maps=False),
     erase=Form(erase, 'random erasing', maps=False),
@@ -367,6 +370,7 @@ def before_batch(self:FormCallback):
     self.learn.xb = (batch.images,)
     if self.form.mixes: self.learn.yb = (batch.targets,)
 
+# %% ../nbs/39_forms.ipynb #1d21457c
 @patch
 def after_loss(self:FormCallback):
     "Ask both views for the same answer"
