@@ -75,7 +75,8 @@ def face_learner(
     **kwargs
 )->Learner: # with accuracy and macro F1 as metrics
     "A plain classifier: the baseline of all comparisons"
-    if getattr(dls, 'c', None) in (None, 0): raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
+    if getattr(dls, 'c', None) in (None, 0):
+        raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
     if isinstance(arch, str):
         n_in = n_in or dls.one_batch()[0].shape[1]
         arch = create_backbone(arch, n_out=dls.c, n_in=n_in, pretrained=pretrained)
