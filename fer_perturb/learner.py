@@ -26,7 +26,7 @@ from .data import FERData
 from .forms import SoftCrossEntropy
 from .perturb import Clusterer, ReclusterCallback, Scheme, schemes, with_clusters
 
-# %% ../nbs/42_learner.ipynb #5b3fb52b
+# %% ../nbs/42_learner.ipynb #8f518543
 class BFloat16(Callback):
     "Run the forward pass in bfloat16 on a CPU; loss and weights stay float32"
     order = MixedPrecision.order # its counterpart for CUDA
@@ -40,15 +40,18 @@ class BFloat16(Callback):
     def after_cancel_batch(self): self.stack.close()
     def after_cancel_fit(self): self.stack.close()
 
+# %% ../nbs/42_learner.ipynb #10a2024d
 @cache
 def bfloat16_pays()->bool: # a convolution takes less than 5/6 of its time in float32
     "Whether this CPU is faster in bfloat16, measured once"
-    images,weights = (torch.full(shape, 0.5).to(memory_format=torch.channels_last) for shape in ((8, 64, 24, 24), (64, 64, 3, 3))) # no random numbers are drawn
+    def full(*shape): return torch.full(shape, 0.5).to(memory_format=torch.channels_last) # draws no random numbers
+    images,weights = full(8, 64, 24, 24),full(64, 64, 3, 3)
     def seconds(dtype):
         x,w = images.to(dtype),weights.to(dtype)
         return min(repeat(lambda: F.conv2d(x, w, padding=1), number=1, repeat=6))
     return seconds(torch.bfloat16) < 5/6*seconds(torch.float32)
 
+# %% ../nbs/42_learner.ipynb #67ac1224
 def precision_callbacks(
     device:torch.device, # where the learner's batches live
 )->list: # callbacks
@@ -57,10 +60,11 @@ def precision_callbacks(
     if kind=='cuda': return [ChannelsLast(), MixedPrecision()]
     return [ChannelsLast(), BFloat16()] if kind=='cpu' and bfloat16_pays() else [ChannelsLast()]
 
-# %% ../nbs/42_learner.ipynb #fb3e71bf
+# %% ../nbs/42_learner.ipynb #bf79642b
 adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
 sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9, nesterov=True)
 
+# %% ../nbs/42_learner.ipynb #797021ea
 @delegates(Learner, keep=True)
 def face_learner(
     dls:DataLoaders, # of gray faces (b,1,h,w) in [0,1] and labels, or any images and labels
@@ -71,14 +75,17 @@ def face_learner(
     **kwargs
 )->Learner: # with accuracy and macro F1 as metrics
     "A plain classifier: the baseline of all comparisons"
-    if getattr(dls, 'c', None) in (None, 0): raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
-    if isinstance(arch, str): arch = create_backbone(arch, n_out=dls.c, n_in=n_in or dls.one_batch()[0].shape[1], pretrained=pretrained)
-    kwargs = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')]) | kwargs
-    return Learner(dls, arch, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **kwargs)
+    if getattr(dls, 'c', None) in (None, 0):
+        raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
+    if isinstance(arch, str):
+        n_in = n_in or dls.one_batch()[0].shape[1]
+        arch = create_backbone(arch, n_out=dls.c, n_in=n_in, pretrained=pretrained)
+    defaults = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')])
+    return Learner(dls, arch, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
 
-# %% ../nbs/42_learner.ipynb #d7d7c3d8
+# %% ../nbs/42_learner.ipynb #4ebf2448
 class LowerOnPlateau(TrackerCallback):
-    "Multiply the learning rate of a PyTorch optimizer by `factor` after more than `patience` epochs without a better metric"
+    "Lower the rate of a PyTorch optimizer by `factor` after more than `patience` epochs without a better metric"
     def __init__(self,
         monitor:str='accuracy', # a metric of the learner, more is better
         factor:float=0.75, # by which the rate is multiplied
@@ -88,15 +95,29 @@ class LowerOnPlateau(TrackerCallback):
         self.factor,self.patience = factor,patience
     def before_fit(self):
         super().before_fit()
-        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.opt.opt, mode='max', factor=self.factor, patience=self.patience)
-    def after_epoch(self):
-        super().after_epoch()
-        self.scheduler.step(self.recorder.values[-1][self.idx])
-    def get_state(self): return super().get_state() | dict(scheduler=self.scheduler.state_dict())
-    def set_state(self, state):
-        self.scheduler.load_state_dict(state['scheduler'])
-        super().set_state({name: value for name,value in state.items() if name!='scheduler'})
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        self.scheduler = plateau(self.opt.opt, mode='max', factor=self.factor, patience=self.patience)
 
+# %% ../nbs/42_learner.ipynb #4ae170ba
+@patch
+def after_epoch(self:LowerOnPlateau):
+    super(LowerOnPlateau, self).after_epoch()
+    self.scheduler.step(self.recorder.values[-1][self.idx])
+
+@patch
+def get_state(self:LowerOnPlateau)->dict: # numbers
+    "The best value, and the scheduler's counts"
+    return super(LowerOnPlateau, self).get_state() | dict(scheduler=self.scheduler.state_dict())
+
+@patch
+def set_state(self:LowerOnPlateau,
+    state:dict, # from `get_state`
+):
+    "As they were"
+    self.scheduler.load_state_dict(state['scheduler'])
+    super(LowerOnPlateau, self).set_state({name: value for name,value in state.items() if name!='scheduler'})
+
+# %% ../nbs/42_learner.ipynb #ce6ff9d8
 @patch
 def fit_paper(self:Learner,
     n_epoch:int=200, # epochs (section 4.2)
@@ -107,27 +128,36 @@ def fit_paper(self:Learner,
     self.opt_func,self.opt = sgd,None
     self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau()] + L(cbs))
 
+# %% ../nbs/42_learner.ipynb #7c9162fa
 class SmallFirst(Callback):
     "Train on images of three quarters of their side in the first 40 % of the epochs, if the model takes them"
     order,run_valid = ReclusterCallback.order+0.5,False # regions are hidden at full size
     def before_fit(self): self.takes = None
     def get_state(self): return dict(takes=self.takes)
     def set_state(self, state): self.takes = state['takes']
-    def before_batch(self):
-        if self.epoch>=0.4*self.n_epoch or self.takes is False: return
-        images = self.xb[0].as_subclass(Tensor)
-        small = F.interpolate(images, [round(0.75*side) for side in images.shape[-2:]], mode='bilinear', antialias=True)
-        if self.takes is None: self.takes = self._takes(small[:1])
-        if self.takes: self.learn.xb = (small,)
-    def _takes(self, image):
-        try: stage_outputs(self.model, [], image)
-        except ValueError: return False # a linear layer that counts pixels, or maps that would vanish
-        return True
 
+# %% ../nbs/42_learner.ipynb #ea9f0cff
+@patch
+def before_batch(self:SmallFirst):
+    if self.epoch>=0.4*self.n_epoch or self.takes is False: return
+    images = self.xb[0].as_subclass(Tensor)
+    size = [round(0.75*side) for side in images.shape[-2:]]
+    small = F.interpolate(images, size, mode='bilinear', antialias=True)
+    if self.takes is None: self.takes = self._takes(small[:1])
+    if self.takes: self.learn.xb = (small,)
+
+@patch
+def _takes(self:SmallFirst, image):
+    try: stage_outputs(self.model, [], image)
+    except ValueError: return False # a linear layer that counts pixels, or maps that would vanish
+    return True
+
+# %% ../nbs/42_learner.ipynb #128e748c
 def quick_augment()->list: # for `batch_tfms`
     "The augmentation of the quick recipe: as `FaceAugment`, with the lighting left alone"
     return [FaceAugment(max_lighting=0)]
 
+# %% ../nbs/42_learner.ipynb #d8ffff10
 def _smoothed(loss, eps=0.1):
     "A copy of a cross-entropy, with smoothed labels; any other loss, and one that is smoothed already, as it is"
     func = getattr(loss, 'func', loss)
@@ -136,6 +166,7 @@ def _smoothed(loss, eps=0.1):
     getattr(loss, 'func', loss).label_smoothing = eps
     return loss
 
+# %% ../nbs/42_learner.ipynb #f80a5252
 @patch
 def fit_quick(self:Learner,
     n_epoch:int=10, # epochs
@@ -144,7 +175,8 @@ def fit_quick(self:Learner,
     opt_func=None, # `sgd` or `adamw`; AdamW for a network with attention, SGD for others, if None
 ):
     "The quick recipe: one-cycle, smoothed labels, a fitting optimizer; the learner keeps its own optimizer and loss"
-    own_loss,own_opt_func,small = self.loss_func,self.opt_func,[SmallFirst()] if n_epoch>=10 else []
+    own_loss,own_opt_func = self.loss_func,self.opt_func
+    small = [SmallFirst()] if n_epoch>=10 else []
     opt_func = opt_func or (adamw if has_attention(self.model) else sgd)
     rate,wd = (0.06, 5e-4) if opt_func is sgd else (0.003, 0.01)
     self.loss_func,self.opt_func,self.opt = _smoothed(own_loss),opt_func,None
@@ -165,7 +197,7 @@ def attention_learner(
     learn.model = add_attention(learn.model, attention, stages, dls.one_batch()[0][:1]).to(dls.device)
     return learn
 
-# %% ../nbs/42_learner.ipynb #d16e1a07
+# %% ../nbs/42_learner.ipynb #4e20a540
 def _attention_model(attention):
     model = attention.model if isinstance(attention, Learner) else attention
     if not isinstance(model, nn.Module):
@@ -174,6 +206,26 @@ def _attention_model(attention):
         raise ValueError('the attention model has no attention: train one with attention_learner')
     return model
 
+def _is_own(attention): return isinstance(attention, str) and attention=='self'
+
+def _reading(scheme, n_clusters, kwargs):
+    "The parts of a reading; fields of `Scheme` are taken out of `kwargs`"
+    if scheme not in schemes: raise ValueError(f'no scheme is called {scheme!r}: choose one of {", ".join(schemes)}')
+    overrides = {f.name: kwargs.pop(f.name) for f in fields(Scheme) if f.name in kwargs}
+    if n_clusters is not None: overrides['n_clusters'] = n_clusters
+    return replace(schemes[scheme], **overrides)
+
+def _recluster(attention, parts, image):
+    "The callback of a reading"
+    pixels = max(1, round(parts.keep*image.shape[-1]*image.shape[-2]))
+    if not 1<=parts.n_clusters<=pixels:
+        raise ValueError(f'n_clusters is {parts.n_clusters}, but {pixels} attention pixels are kept: '
+                         f'choose 1 to {pixels}, or raise keep')
+    model = None if _is_own(attention) else _attention_model(attention)
+    clusterer = Clusterer(model, parts.n_clusters, parts.saliency, parts.keep, parts.feature, parts.refine, parts.one_map)
+    return ReclusterCallback(clusterer, parts.perturb, parts.p, parts.fill, parts.views, parts.every)
+
+# %% ../nbs/42_learner.ipynb #cd18040d
 @delegates(face_learner, keep=True)
 def perturb_learner(
     dls:DataLoaders, # of images and labels; those of a `FERData` get cluster maps that move with the augmentations
@@ -187,21 +239,15 @@ def perturb_learner(
     **kwargs # fields of `Scheme` override the reading's; the rest goes to `face_learner`
 )->Learner: # reclusters before every epoch, perturbs every batch
     "Phases 2 and 3: a classifier that learns with regions hidden"
-    if scheme not in schemes: raise ValueError(f'no scheme is called {scheme!r}: choose one of {", ".join(schemes)}')
-    overrides = {f.name: kwargs.pop(f.name) for f in fields(Scheme) if f.name in kwargs}
-    if n_clusters is not None: overrides['n_clusters'] = n_clusters
-    parts = replace(schemes[scheme], **overrides)
-    n_clusters = parts.n_clusters
-    own = isinstance(attention, str) and attention=='self'
-    if own and parts.perturb=='stack': raise ValueError("'stack' needs a frozen attention model: train one with attention_learner")
-    in_memory = isinstance(getattr(dls.train, 'data', None), FERData)
-    if in_memory: dls = with_clusters(dls, drop_tfms=() if parts.erase else (EraseRandom,))
+    parts = _reading(scheme, n_clusters, kwargs)
+    own = _is_own(attention)
+    if own and parts.perturb=='stack':
+        raise ValueError("'stack' needs a frozen attention model: train one with attention_learner")
+    if isinstance(getattr(dls.train, 'data', None), FERData): # in memory
+        dls = with_clusters(dls, drop_tfms=() if parts.erase else (EraseRandom,))
     image = dls.one_batch()[0]
-    pixels = max(1, round(parts.keep*image.shape[-1]*image.shape[-2]))
-    if not 1<=n_clusters<=pixels: raise ValueError(f'n_clusters is {n_clusters}, but {pixels} attention pixels are kept: choose 1 to {pixels}, or raise keep')
-    clusterer = Clusterer(None if own else _attention_model(attention), n_clusters, parts.saliency, parts.keep, parts.feature, parts.refine, parts.one_map)
-    recluster = ReclusterCallback(clusterer, parts.perturb, parts.p, parts.fill, parts.views, parts.every)
-    n_in = n_in or image.shape[1]*(1 + n_clusters*(parts.perturb=='stack'))
+    recluster = _recluster(attention, parts, image)
+    n_in = n_in or image.shape[1]*(1 + parts.n_clusters*(parts.perturb=='stack'))
     learn = face_learner(dls, arch, n_in=n_in, cbs=[recluster] + L(cbs), **kwargs)
     if own: learn.model = add_attention(learn.model, parts.attention, stages, image[:1]).to(dls.device)
     return learn
