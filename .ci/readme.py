@@ -36,7 +36,7 @@ def outputs(cell):
     for o in cell.get('outputs', []):
         data = o.get('data', {})
         text = o.get('text', '') if o.output_type=='stream' else '' if any(k.startswith('image/') for k in data) else data.get('text/plain', '')
-        if text.strip(): yield f'```text\n{text.strip()}\n```'
+        if text.strip(): yield f'```text\n{text.rstrip().lstrip(chr(10))}\n```'
 
 def render(notebook):
     "The notebook as markdown"
