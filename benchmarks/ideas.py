@@ -1,0 +1,162 @@
+"""Ideas that could make the quick recipe cheaper, each trained once a seed against the recipe as it is
+
+`python -m benchmarks.ideas fer2013.zip --out FOLDER` trains on one core what is not in the folder yet, seed by seed, and prints the table. Minutes are
+those of the processor, validation included. That takes hours, so it is no part of `make bench`."""
+import argparse
+import json
+import time
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from fastai.vision.all import Callback, OptimWrapper, set_seed
+from timm.optim import Muon
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+from fer_perturb.augment import FaceAugment
+from fer_perturb.data import FERData
+from fer_perturb.evaluate import predict_faces
+from fer_perturb.learner import SmallFirst, face_learner, quick_augment, sgd
+from fer_perturb.readers import load_faces, write_beside
+
+from .common import markdown
+from .training import face_loaders
+
+class Sizes(Callback):
+    "Images of 32 pixels in the first 40 % of the epochs, then of 40, in the last 30 % of 48"
+    order,run_valid = SmallFirst.order,False
+    def before_fit(self): self.learn.cbs = self.learn.cbs.filter(lambda cb: not isinstance(cb, SmallFirst))
+    def before_batch(self):
+        size = 32 if self.epoch<0.4*self.n_epoch else 40 if self.epoch<0.7*self.n_epoch else 48
+        if size<48: self.learn.xb = (F.interpolate(self.xb[0].as_subclass(torch.Tensor), size, mode='bilinear', antialias=True),)
+
+class Alternate(Callback):
+    "Each face is mirrored every second epoch, instead of at random; half of them begin mirrored"
+    def before_fit(self): self.turn(torch.rand(len(self.dls.train.data))<0.5)
+    def before_epoch(self):
+        if self.epoch: self.turn(slice(None))
+    def turn(self, rows):
+        images = self.dls.train.data.images
+        images[rows] = images[rows].flip(-1)
+
+class Average(Callback):
+    "Evaluate a running mean of the weights"
+    def before_fit(self): self.mean = AveragedModel(self.model, avg_fn=get_ema_avg_fn(0.995), use_buffers=True)
+    def after_batch(self):
+        if self.training: self.mean.update_parameters(self.model)
+    def after_fit(self): self.learn.model.load_state_dict(self.mean.module.state_dict())
+
+class Hardest(Callback):
+    "In the middle of the training, learn from the harder half of a batch that is twice as large"
+    run_valid = False
+    def before_batch(self):
+        if not 0.2*self.n_epoch<=self.epoch<0.7*self.n_epoch: return
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+            loss = F.cross_entropy(self.model(self.xb[0]).float().as_subclass(torch.Tensor), self.yb[0].as_subclass(torch.Tensor), reduction='none')
+        rows = loss.topk(len(loss)//2).indices
+        self.learn.xb,self.learn.yb = (self.xb[0][rows],),(self.yb[0][rows],)
+
+def whiten(model, images):
+    "Eigenvectors of patches, both signs, as the first filters, scaled to whiten"
+    patches = F.unfold(images[:2000,None].float()/255, 3).transpose(1, 2).reshape(-1, 9)
+    values,vectors = torch.linalg.eigh((patches-patches.mean(0)).T.cov())
+    filters = (vectors/(values+5e-4).sqrt()).T.reshape(-1, 1, 3, 3)
+    both = torch.cat([filters, -filters])
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad(): first.weight[:len(both)] = both/both.flatten(1).norm(dim=1).max()*first.weight.flatten(1).norm(dim=1).mean()
+
+def identity(model, images):
+    "The second convolution of a block and its like begin as the identity"
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d) and m.kernel_size==(3, 3) and m.in_channels>1:
+            with torch.no_grad(): nn.init.dirac_(m.weight[:m.in_channels])
+
+def biases_apart(model):
+    "Weights, and biases"
+    named = list(model.named_parameters())
+    return [[p for n,p in named if not n.endswith('bias')], [p for n,p in named if n.endswith('bias')]]
+
+def muon(params, lr=0.004, **kwargs): return OptimWrapper(params, opt=partial(Muon, adjust_lr_fn='match_rms_adamw'), lr=lr)
+
+large = dict(bs=128, lr=.24)
+# name: what differs from the quick recipe; all after the second stand on the second
+ideas = {'the quick recipe': dict(),
+         'batches of 128, rate 0.24': large,
+         'Muon, rate 0.004': dict(bs=128, lr=.004, opt_func=muon),
+         'Muon, rate 0.012': dict(bs=128, lr=.012, opt_func=muon),
+         '32, 40, then 48 pixels': dict(**large, cbs=[Sizes]),
+         'alternating flip': dict(**large, cbs=[Alternate], flip=False),
+         'running mean of the weights': dict(**large, cbs=[Average]),
+         'harder half of a batch': dict(bs=256, lr=.24, cbs=[Hardest]),
+         'whitening first filters': dict(**large, begin=whiten),
+         'identity at the start': dict(**large, begin=identity),
+         'biases learn eight times as fast': dict(bs=128, lr=slice(.24, 8*.24), splitter=biases_apart)}
+
+def learner(
+    data:FERData, # FER2013
+    idea:dict, # of `ideas`
+): # ready for `fit_quick`
+    tfms = quick_augment() if idea.get('flip', True) else [FaceAugment(max_lighting=0, flip=False)]
+    dls = face_loaders(FERData(data.images.clone(), data.labels, data.usage, data.names, data.vocab), idea.get('bs', 64), tfms)
+    learn = face_learner(dls, 'slim_resnet18', cbs=[cb() for cb in idea.get('cbs', [])], **{k: idea[k] for k in ('splitter',) if k in idea})
+    if 'begin' in idea: idea['begin'](learn.model, dls.train.data.images)
+    return learn
+
+def train(
+    data:FERData, # FER2013
+    idea:dict, # of `ideas`
+    epochs:int, # of the whole schedule
+    seed:int, # of everything random
+)->dict: # minutes, accuracy, with_mirror (both in %), curve
+    set_seed(seed)
+    learn = learner(data, idea)
+    begin = time.process_time()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_quick(epochs, idea.get('lr'), opt_func=idea.get('opt_func', sgd))
+    minutes,curve = (time.process_time()-begin)/60,[float(v[2]) for v in learn.recorder.values]
+    test = data[torch.where(data.usage==1)[0]]
+    found = [predict_faces(learn, test.with_columns(images=images)) for images in (test.images, test.images.flip(-1))]
+    right = [100*(p.argmax(1)==test.labels).float().mean().item() for p in (found[0], found[0]+found[1])]
+    return dict(minutes=minutes, accuracy=right[0], with_mirror=right[1], curve=curve)
+
+def kept(out, name, epochs, seed): return out/f'{name.replace(" ", "_").replace(",", "")}-{epochs}-{seed}.json'
+
+def table(
+    out:Path, # folder of the results
+)->str: # markdown
+    rows = []
+    for name in ideas:
+        for epochs in sorted({int(p.stem.split('-')[-2]) for p in out.glob('*.json')}):
+            found = [json.loads(p.read_text()) for p in sorted(out.glob(kept(out, name, epochs, '*').name))]
+            if found: rows.append((name, epochs, len(found), *(f'{mean(f[k] for f in found):.1f} ({", ".join(f"{f[k]:.1f}" for f in found)})'
+                for k in ('minutes', 'accuracy', 'with_mirror'))))
+    return markdown(('idea', 'epochs', 'seeds', 'minutes of one core', 'PublicTest %', 'mirror image averaged %'), rows)
+
+def main(
+    arguments:list=None, # command line; that of the process if None
+):
+    parser = argparse.ArgumentParser('python -m benchmarks.ideas', description=__doc__)
+    parser.add_argument('data', type=Path, help='FER2013 in any form that load_faces reads')
+    parser.add_argument('--out', type=Path, required=True, help='folder for what has been trained')
+    parser.add_argument('--epochs', type=int, nargs='+', default=[10])
+    parser.add_argument('--seeds', type=int, default=2)
+    parser.add_argument('--only', nargs='+', choices=ideas, default=list(ideas), metavar='IDEA')
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = load_faces(args.data)
+    for seed in range(args.seeds):
+        for epochs in args.epochs:
+            for name in args.only:
+                path = kept(args.out, name, epochs, seed)
+                if path.exists(): continue
+                found = train(data, deepcopy(ideas[name]), epochs, seed)
+                print(f'{name}, {epochs} epochs, seed {seed}: {found["minutes"]:.1f} minutes, {found["accuracy"]:.1f} %, with mirror image {found["with_mirror"]:.1f} %', flush=True)
+                with write_beside(path) as part: part.write_text(json.dumps(found))
+    print(table(args.out))
+
+if __name__=='__main__': main()
