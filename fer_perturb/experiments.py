@@ -672,8 +672,7 @@ def write_results(
     write_arrays(place.record(run).with_suffix('.npz'),
         {f'PublicTest/{name}': p[:n].numpy() for name,p in kept.items()} | mean_maps(learn, material))
     record = dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'),
-        **known,
-                  hidden=_hidden(run, learn, material), scores=dict(PublicTest=_scores(found, material, slice(0, n))))
+        **known, hidden=_hidden(run, learn, material), scores=dict(PublicTest=_scores(found, material, slice(0, n))))
     write_json(place.record(run), record)
     (folder/'checkpoint.pt').unlink(missing_ok=True)
 
@@ -703,7 +702,7 @@ def write_faces(
     faces = material.faces
     write_arrays(path, dict(labels=faces.labels.cpu().byte().numpy(), usage=faces.usage.cpu().numpy(),
         alone=material.alone.numpy(),
-                            vocab=np.array(faces.vocab)))
+        vocab=np.array(faces.vocab)))
 
 # %% ../nbs/52_experiments.ipynb #ab81cba0
 class Stop:
@@ -787,6 +786,14 @@ def run_seconds(
         if now: costs[run.arch,run.faces].append(now['seconds']/now['epoch']/run.part/run.views)
     return {k: float(np.median(v)) for k,v in costs.items()}
 
+# %% ../nbs/52_experiments.ipynb #d49803b9
+def _left(left, n, hours, unknown):
+    "A sentence on what is left"
+    if not left: return f'{n} of {n} runs are finished'
+    known = [] if unknown==left else [f'about {clock(3600*hours)} on this machine']
+    pace = [f'{unknown} of networks whose pace here is not known yet'] if unknown else []
+    return f'{left} of {n} runs left: {", and ".join(known + pace)}'
+
 # %% ../nbs/52_experiments.ipynb #78e0aab3
 def runs_table(
     name:str, # key of `grids`
@@ -800,15 +807,13 @@ def runs_table(
         done = read_json(place.record(run)) if state=='finished' else None
         rows.append(dict(run=run_title(run), state=state,
             epoch=f'{run.epochs if done else now["epoch"]}/{run.epochs}', minutes=done and done['minutes'],
-                         PublicTest=done and round(100*done['scores']['PublicTest']['clean']['accuracy'], 1)))
+            PublicTest=done and round(100*done['scores']['PublicTest']['clean']['accuracy'], 1)))
         epochs = 0 if done else run.epochs-now['epoch']
         cost = costs.get((run.arch, run.faces))
         unknown += bool(epochs and cost is None)
         hours += epochs*run.part*run.views*(cost or 0)/3600
     table = pd.DataFrame(rows).set_index('run')
-    known = f'about {hours:.1f} hours of this machine' if hours>=.1 else f'about {60*hours:.1f} minutes of this machine'
-    table.attrs['left'] = f'{(table.state!="finished").sum()} of {len(table)} runs left: {known}' + \
-        (f', and {unknown} runs of networks whose pace is not known here yet' if unknown else '')
+    table.attrs['left'] = _left((table.state!='finished').sum(), len(table), hours, unknown)
     return table
 
 # %% ../nbs/52_experiments.ipynb #79703ed6
@@ -1120,7 +1125,7 @@ def run_grid(
     reference:Path=None, # the same faces with somebody else's masks on
     landmarks:Path=None, # npz with names and landmarks of the faces; they are looked for if None
     hours:float=None, # how long to go on; until all is done if None
-    jobs:int=1, # processes that share the cores, or one GPU
+    jobs:int=1, # processes that share the cores, or one GPU; under Ray, runs that share a GPU
     device:str=None, # such as 'cpu' or 'cuda:1'; a GPU if there is one if None
     ray:bool=False, # send runs to a Ray cluster
     final:bool=False, # open PrivateTest of what is finished
@@ -1135,7 +1140,7 @@ def run_grid(
     material_of = cache(partial(find_material, **options))
     for faces in {r.faces for r in runs if not place.finished(r)}: material_of(faces) # mistakes show at once
     with Stop(hours, _flushed) as stop:
-        if ray: failed = ray_runs(runs, options, place)
+        if ray: failed = ray_runs(runs, options, place, stop, jobs)
         elif jobs>1: failed = start_workers(jobs, runs, options, place, hours, device)
         else:
             failed = len(train_runs(runs, material_of, place, stop, device, _above if live else _flushed,
@@ -1147,26 +1152,46 @@ def run_grid(
     if stop.signalled: print(f'Stopped. fer-perturb run {grid} goes on from here.', flush=True)
     return 130 if stop.signalled else int(bool(failed))
 
+# %% ../nbs/52_experiments.ipynb #2b757070
+def _ray_work(options, place, run):
+    "What a worker does; cancelled, it ends after the epoch, as with Ctrl-C"
+    torch.set_num_threads(1)
+    with Stop(line=_flushed) as stop:
+        return len(train_runs([run], partial(find_material, **options), place, stop, line=_flushed))
+
+def _ray_wait(ray, tasks, stop):
+    "Runs that failed, when all have ended"
+    failed,cancelled = 0,False
+    while tasks:
+        if stop() and not cancelled: cancelled = [ray.cancel(t) for t in tasks]
+        ended,tasks = ray.wait(tasks, timeout=1)
+        for task in ended:
+            try: failed += ray.get(task)
+            except ray.exceptions.TaskCancelledError: pass
+            except ray.exceptions.RayError as e:
+                failed += 1
+                _flushed(f'a worker of Ray ended: {e}')
+    return failed
+
 # %% ../nbs/52_experiments.ipynb #6af78053
 def ray_runs(
     runs:list, # of `Run`
     options:dict, # for `find_material`
     place:Place, # where results go; folders that all machines share
-    gpus:float=0., # share of a GPU for each run
+    stop:Stop, # when to end
+    jobs:int=1, # runs that share a GPU, where the cluster has any
 )->int: # runs that failed
     "Send runs to a Ray cluster that is there"
     try: import ray
     except ImportError as e: raise ImportError("Ray is not installed: pip install 'fer_perturb[distributed]'") from e
     ray.init(address='auto', ignore_reinit_error=True)
     place = Place(Path(place.results).absolute(), Path(place.folder or runs_folder()).absolute())
-    def work(batch):
-        torch.set_num_threads(1)
-        return train_runs(batch, lambda faces: find_material(faces, **options), place, line=_flushed)
-    task = ray.remote(num_cpus=1, num_gpus=gpus)(work)
-    failed = []
+    gpus = 1/jobs if ray.cluster_resources().get('GPU') else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_ray_work)
+    failed = 0
     for stage in ([r for r in runs if not r.phase1], [r for r in runs if r.phase1]): # what is needed first
-        for names in ray.get([task.remote([r]) for r in stage if not place.finished(r)]): failed += names
-    return len(failed)
+        failed += _ray_wait(ray, [task.remote(options, place, r) for r in stage if not place.finished(r)], stop)
+    return failed
 
 # %% ../nbs/52_experiments.ipynb #2fb015bc
 def show_runs(

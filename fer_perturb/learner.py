@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adamw', 'sgd', 'BFloat16', 'bfloat16_pays', 'precision_callbacks', 'face_learner', 'LowerOnPlateau', 'SmallFirst',
-           'quick_augment', 'attention_learner', 'perturb_learner', 'TenCrop']
+           'quick_augment', 'attention_learner', 'perturb_learner', 'MirrorAverage', 'TenCrop']
 
 # %% ../nbs/42_learner.ipynb #942f1d63
 from contextlib import ExitStack
@@ -252,12 +252,20 @@ def perturb_learner(
     if own: learn.model = add_attention(learn.model, parts.attention, stages, image[:1]).to(dls.device)
     return learn
 
+# %% ../nbs/42_learner.ipynb #27f4f3e7
+class MirrorAverage(Callback):
+    "Predict from the mean over an image and its mirror image"
+    order,run_train,run_valid = ReclusterCallback.order-1,False,True # views first, then each view's clusters
+    def views(self, images): return images,images.flip(-1)
+    def before_batch(self):
+        shown = self.views(self.xb[0].as_subclass(Tensor))
+        self.n_views,self.learn.xb = len(shown),(torch.cat(shown),)
+    def after_pred(self): self.learn.pred = self.pred.unflatten(0, (self.n_views, -1)).mean(0)
+
 # %% ../nbs/42_learner.ipynb #2ec46976
-class TenCrop(Callback):
+class TenCrop(MirrorAverage):
     "Predict from the mean over ten crops: corners, centre and their mirror images"
-    order,run_train,run_valid = ReclusterCallback.order-1,False,True # crops first, then each crop's clusters
     def __init__(self,
         size:int=40, # height and width of a crop in pixels
     ): self.size = size
-    def before_batch(self): self.learn.xb = (torch.cat(ten_crop(self.xb[0].as_subclass(Tensor), [self.size, self.size])),)
-    def after_pred(self): self.learn.pred = self.pred.unflatten(0, (10, -1)).mean(0)
+    def views(self, images): return ten_crop(images, [self.size, self.size])

@@ -198,4 +198,4 @@ def test_the_command_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     assert runs_table('tiny', Place(tmp_path/'r', tmp_path/'w')).state.tolist()==['begun']
     assert run_grid('tiny', **options)==0
     said = capsys.readouterr().out
-    assert 'epoch 1/2' not in said and 'epoch 2/2' in said and '0 of 1 runs left' in said
+    assert 'epoch 1/2' not in said and 'epoch 2/2' in said and '1 of 1 runs are finished' in said
