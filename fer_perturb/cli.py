@@ -62,11 +62,11 @@ def _add_reports(commands):
     runs.add_argument('grid', metavar='GRID', nargs='?', help='name of a grid (default: all, a line each)')
     table = commands.add_parser('table', help='a table of the paper, or of a grid, from the results',
         description="The paper's tables 1, 2 and 3 from the grid backbones, or the comparison of any grid.")
-    table.add_argument('number', metavar='1|2|3|GRID', help='number of a table, or name of a grid')
+    table.add_argument('number', metavar='1|2|3|landmarks|GRID', help='number of a table, or name of a grid')
     table.add_argument('--final', action='store_true', help='of PrivateTest, where it has been opened')
     figure = commands.add_parser('figure', help='a figure of the paper, from the results',
         description="The paper's figures 1, 3, 4, 5 and 6.")
-    figure.add_argument('number', metavar='1|3|4|5|6', type=int, help='number of a figure')
+    figure.add_argument('number', metavar='1|3|4|5|6|landmarks', help='number of a figure')
     figure.add_argument('--out', default='figures', help='folder for the picture (default: %(default)s)')
     for command in (runs, table, figure): _add_results(command)
 
