@@ -194,20 +194,20 @@ def face_block(
 class ClassOrder(Callback):
     "Labels of a loader that has the learner's classes in another order get the learner's numbers"
     order = TrainEvalCallback.order-10
-    place = None # where each of the loader's classes stands among the learner's; None if the orders are equal
+    class_places = None # where each of the loader's classes stands among the learner's; None if the orders are equal
     def before_train(self): self.compare()
     def before_validate(self): self.compare()
     def before_batch(self):
-        if self.place is None or not self.yb: return
+        if self.class_places is None or not self.yb: return
         y = self.yb[0]
-        self.learn.yb = (self.place.to(y.device)[y.as_subclass(Tensor)].as_subclass(type(y)), *self.yb[1:])
+        self.learn.yb = (self.class_places.to(y.device)[y.as_subclass(Tensor)].as_subclass(type(y)), *self.yb[1:])
 
 # %% ../nbs/12_loaders.ipynb #1d7cbaf5
 @patch
 def compare(self:ClassOrder):
-    "Find `place`; other classes than the learner's are an error"
+    "Find `class_places`; other classes than the learner's are an error"
     theirs,ours = (_names_of(dl) for dl in (self.dl, self.dls))
-    self.place = None if None in (theirs, ours) or theirs==ours else class_order(theirs, ours)
+    self.class_places = None if None in (theirs, ours) or theirs==ours else class_order(theirs, ours)
 
 # %% ../nbs/12_loaders.ipynb #da9f7dea
 def _names_of(dl):
