@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .data import EMOTIONS, USAGES, FERData, Face
-from .readers import read_image, to_gray
+from .images import read_image, to_gray
 
 # %% ../nbs/12_loaders.ipynb #6f144616
 class TensorFace(TensorImageBW):
