@@ -20,13 +20,13 @@ import torch
 from fastai.vision.all import progress_bar
 from PIL import Image
 
-from .archives import Files, archive_files, damaged, folder_files, open_files, read_file
+from .archives import Files, damaged, folder_files, open_files, read_file
 from .data import EMOTIONS, USAGES, FERData
 from .images import image_suffixes, read_image, to_gray
 from .layout import find_parts, read_layout
 from .split import fill_usage, twin_across
 from .tables import COLUMNS, csv_rows, find_column, parse_pixels, whole_number
-from .words import CLASS_SYNONYMS, class_names, is_missing, looks_like_split, parts_of
+from .words import CLASS_SYNONYMS, class_names, is_missing, looks_like_split, parts_of, split_words
 
 # %% ../nbs/11_readers.ipynb #ed2dcc07
 @dataclass
@@ -99,10 +99,20 @@ def _table_parts(texts, column, where):
     "Index into `USAGES` of each cell, -1 for all where the column is empty"
     if all(is_missing(t) for t in texts): return np.full(len(texts), -1)
     known = parts_of(list(set(texts)))
+    words = {t: split_words(t)[0] for t in known}
+    if {'publictest', 'privatetest'}<=set(words.values()): # then a plain test may be either
+        known = {t: part for t,part in known.items() if part==0 or words[t] in ('publictest', 'privatetest')}
     odd = next((i for i,t in enumerate(texts) if t not in known), None)
     if odd is not None:
-        raise ValueError(f'{where(odd)} has {column} {texts[odd]!r}: it must be one of {", ".join(USAGES)}, or train, valid and test')
+        what = column if column.lower() in ('usage', 'split') else f'split (column {column})'
+        raise ValueError(f'{where(odd)} has {what} {texts[odd]!r}: it must be one of {", ".join(USAGES)}, or train, valid and test')
     return np.array([known[t] for t in texts])
+
+# %% ../nbs/11_readers.ipynb #7d41300a
+def _is_split(texts, column):
+    "Is a column of parts; one that is called set or part may be something else, and then no word in it is one for a part"
+    found = set(texts)
+    return column.lower() in ('usage', 'split', 'part of the file') or bool(parts_of(list(found))) or any(map(looks_like_split, found))
 
 # %% ../nbs/11_readers.ipynb #0735066d
 def _check_classes(labels, usage, vocab, source):
@@ -279,7 +289,7 @@ def from_zip(
 def _columns_of(header, source):
     "The columns of a table that we know: {kind: name}, and the columns that hold one pixel each"
     found = {kind: find_column(header, kind) for kind in COLUMNS}
-    wide = [h for h in header if re.fullmatch(r'(pixel|px|p)?[ _]?\d+', str(h))]
+    wide = [h for h in header if re.fullmatch(r'(pixel|px|p)?[ _]?\d+', str(h), re.I)]
     wide = wide if len(wide)>=64 and found['pixels'] is None else []
     if found['label'] is None: found['label'],found['class_name'] = found['class_name'],None
     missing = [name for name,there in (('emotion', found['label']), ('pixels', found['pixels'] or wide or found['image'])) if not there]
@@ -333,11 +343,11 @@ def _table_set(table, found, images, vocab, synonyms, where, missing, source, nu
     if numbers_are_names and vocab is None and words is None: vocab = _vocab_of(str(whole_number(t) if whole_number(t) is not None else t) for t in texts)
     labels,vocab,said,guess = _table_labels(texts, vocab, words, synonyms, where)
     parts,how = np.full(len(texts), -1),None
-    if found['split']:
+    if found['split'] and _is_split(table[found['split']], found['split']):
         parts = _table_parts(list(table[found['split']]), found['split'], where)
         how = f'by the column {found["split"]}' if parts[0]>=0 else None
     name = next((n for n in ('name', 'image_name', found['image']) if n in table), None)
-    odd = [f'{source}: {missing:,} rows have no label: they are left out'] if missing else []
+    odd = [f'{source}: {missing:,} of {missing+len(texts):,} rows have no label and are left out'] if missing else []
     if guess and set(vocab)!=set(EMOTIONS): odd.append(guess)
     names = list(table[name]) if name else [str(i) for i in range(len(texts))]
     return Parsed(images, labels, parts, names, vocab, how, said, odd, {k: list(v) for k,v in table.items()})
@@ -428,6 +438,7 @@ def from_frame(
     names = find_column(frame, 'class_name') if label is None else None
     pixels = wanted['image'] if wanted['image']==find_column(frame, 'pixels') else None
     found = wanted | dict(pixels=pixels, class_name=names if names!=wanted['label'] else None)
+    if split is not None: _table_parts([_text(v) for v in frame[split]], split, 'row {}'.format)
     def read(name): return (Path(folder)/name).read_bytes()
     own = not pixels and wanted['label']!='emotion'
     parsed = _read_frame(frame.reset_index(drop=True), found, 'the table', size, vocab, synonyms, read, 'row {}'.format, numbers_are_names=own)
@@ -472,6 +483,15 @@ def _parquet_frame(content, source, vocab):
     frame,guess = _named_labels(frame, found['label'], _class_names(table.schema, found['label']), vocab, source)
     return frame,found,guess
 
+# %% ../nbs/11_readers.ipynb #bb72fbe3
+def _file_part(frame):
+    "The column with the part of each row's file, after a look whether a column of parts says the same"
+    if 'split' in frame and _is_split(frame['split'].map(_text), 'set'):
+        parts = [_table_parts([_text(v) for v in frame[c]], c, 'row {}'.format) for c in ('part of the file', 'split')]
+        odd = np.flatnonzero(parts[0]!=parts[1])
+        if len(odd): raise ValueError(f'row {odd[0]} is in {frame["part of the file"][odd[0]]} by its file, and {frame["split"][odd[0]]} by its column: make them agree')
+    return 'part of the file'
+
 # %% ../nbs/11_readers.ipynb #9311c748
 def _read_parquet(files, size, vocab=None, synonyms=True, skip=False):
     "All parquet files of a folder or archive"
@@ -486,7 +506,7 @@ def _read_parquet(files, size, vocab=None, synonyms=True, skip=False):
         guesses += [guess] if guess else []
     frame = pd.concat(frames, ignore_index=True)
     found = {kind: kind if kind in frame else None for kind in COLUMNS}
-    if how: found['split'] = 'part of the file'
+    if how: found['split'] = _file_part(frame)
     parsed = _read_frame(frame, found | dict(class_name=None), Path(files.source).name, size, vocab, synonyms, _beside_file(files.source), 'row {}'.format, skip)
     parsed.how,parsed.odd = how or parsed.how,guesses[:1] + parsed.odd
     return parsed
@@ -526,7 +546,7 @@ def _read_datasets(source, size, vocab=None, synonyms=True):
         guesses += [guess] if guess else []
     frame = pd.concat(frames, ignore_index=True)
     found = {kind: kind if kind in frame else None for kind in COLUMNS} | dict(class_name=None)
-    if parts: found['split'] = 'part of the file'
+    if parts: found['split'] = _file_part(frame)
     parsed = _read_frame(frame, found, 'the data set', size, vocab, synonyms, _beside_file('.'), 'row {}'.format)
     parsed.how,parsed.odd = 'by its splits' if parts else parsed.how,guesses[:1] + parsed.odd
     return parsed

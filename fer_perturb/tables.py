@@ -35,7 +35,7 @@ def find_delimiter(
 def csv_rows(
     content:bytes, # the whole file
     source:str, # what to call it
-): # yields (where, fields): 'FILE, line 5' and a list of texts; the header, lower case and without blanks, comes first
+): # yields (where, fields): 'FILE, line 5' and a list of texts; the header, without blanks around its names, comes first
     "The rows of a csv file"
     csv.field_size_limit(2**24)
     text = io.TextIOWrapper(io.BytesIO(content), find_encoding(content), newline='')
@@ -47,7 +47,7 @@ def csv_rows(
         for fields in reader:
             if not any(f.strip() for f in fields): continue
             where = f'{source}, line {reader.line_num}'
-            if header is None: header = fields = [f.replace('\ufeff', '').strip().lower() for f in fields]
+            if header is None: header = fields = [f.replace('\ufeff', '').strip() for f in fields]
             if len(fields)!=len(header):
                 raise ValueError(f'{where} has {len(fields)} fields instead of {len(header)}: the file is cut or edited')
             yield where,fields

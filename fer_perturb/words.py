@@ -55,10 +55,9 @@ def parts_of(
     def part(text): return 1 if sure and not valid and all(w[:4]=='eval' for w in words[text]) else min(found[text])
     return {text: part(text) for text,parts in found.items() if len(parts)==1}
 
-# %% ../nbs/06_words.ipynb #adb59ec0
-_synonyms = dict(angry='anger rage mad', disgust='disgusted disgusting disgusts', fear='fearful afraid scared fears',
-                 happy='happiness joy joyful joyous happily', sad='sadness sadly', surprise='surprised suprise surprising astonished',
-                 neutral='neutrality', contempt='contemptuous')
+# %% ../nbs/06_words.ipynb #032b99a0
+_synonyms = dict(angry='anger', disgust='disgusted', fear='fearful afraid scared', happy='happiness joy joyful', sad='sadness',
+                 surprise='surprised suprise suprised', neutral='neutrality', contempt='contemptuous')
 CLASS_SYNONYMS = {word: emotion for emotion,words in _synonyms.items() for word in words.split()}
 
 # %% ../nbs/06_words.ipynb #08cf9762

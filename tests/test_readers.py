@@ -202,6 +202,6 @@ def test_tables_of_ones_own(faces, tmp_path):
     with pytest.warns(UserWarning, match='a tenth'): numbers = from_frame(kinds, vocab=('b', 'a'))
     assert torch.equal(numbers.images[:4], faces.images[:4]) and numbers.labels[:2].tolist()==[0, 1] and numbers.vocab==('b', 'a')
     with pytest.raises(ValueError, match='row 0 has label 5'): from_frame(kinds.assign(label=5), vocab=('b', 'a'))
-    with pytest.raises(ValueError, match="row 0 has split 'x'"): from_frame(frame.assign(part='x'), 'file', 'mood', 'part', folder=tmp_path)
+    with pytest.raises(ValueError, match="row 0 has split .*'x'"): from_frame(frame.assign(part='x'), 'file', 'mood', 'part', folder=tmp_path)
     with pytest.raises(ValueError, match='is a float'): from_frame(kinds.assign(image=1.5))
     with pytest.raises(FileNotFoundError): from_frame(frame.assign(file='gone.png'), 'file', 'mood', folder=tmp_path)
