@@ -88,15 +88,15 @@ def _folder_parts(folders):
         parts.append(found[-1] if found else -1)
     return parts
 
-# %% ../nbs/08_layout.ipynb #89696327
-def _check_parts(parts, folders, names):
+# %% ../nbs/08_layout.ipynb #e3688a90
+def _check_parts(parts, folders, paths):
     "Refuse a set where some images carry a part and others do not"
     without = [i for i,p in enumerate(parts) if p<0]
     if not without or len(without)==len(parts): return
     i,j = without[0],next(i for i,p in enumerate(parts) if p>=0)
     odd = sorted({f for i in without for f in folders[i][:1]})[:5]
-    raise ValueError(f'{len(without):,} of {len(parts):,} images name no part, such as {"/".join([*folders[i], names[i]])} '
-                     f'({", ".join(odd) or "its name"}: is that a part?); others do, such as {"/".join([*folders[j], names[j]])}: '
+    raise ValueError(f'{len(without):,} of {len(parts):,} images name no part, such as {paths[i]} '
+                     f'({", ".join(odd) or "its name"}: is that a part?); others do, such as {paths[j]}: '
                      'put all images in folders train, valid and test, or none')
 
 # %% ../nbs/08_layout.ipynb #35e943ce
@@ -104,18 +104,20 @@ def find_parts(
     folders:list, # the folders of each path, without that of the class
     names:list, # the file names
     around:list=(), # folders around the whole set
+    paths:list=None, # what to call each image in an error; folders and name if None
 )->tuple: # list of indices into `USAGES`, -1 for all if no word names a part; and how they were found
     "The part of each image, and which words tell it"
     by_folder,by_name = _folder_parts(folders),_file_parts(names)
+    paths = paths or ['/'.join([*f, n]) for f,n in zip(folders, names)]
     if all(p>=0 for p in by_name):
         odd = [i for i,(f,n) in enumerate(zip(by_folder, by_name)) if f not in (-1,n) and (f,n)!=(2,1)]
         if odd:
-            raise ValueError(f'{"/".join([*folders[odd[0]], names[odd[0]]])} is in one part by its folder and in another by its name '
+            raise ValueError(f'{paths[odd[0]]} is in one part by its folder and in another by its name '
                              f'({len(odd):,} of {len(names):,} images): make them agree')
         return by_name,'by the file names'
-    _check_parts(by_folder, folders, names)
+    _check_parts(by_folder, folders, paths)
     if by_folder[0]>=0: return by_folder,'by the folders'
-    _check_parts(by_name, folders, names)
+    _check_parts(by_name, folders, paths)
     known = parts_of(list(around))
     if known: return [list(known.values())[-1]]*len(names),f'by the folder {list(known)[-1]} around all of them'
     odd = sorted({f for path in [*folders,around] for f in path if looks_like_split(f)})
@@ -143,5 +145,5 @@ def read_layout(
         raise ValueError(f'{lone[0]} is in no class folder ({len(lone):,} of {len(paths):,} images): '
                          'put each image in a folder named after its class, as in angry/1.jpg')
     rest = [f[:l]+f[l+1:] for f,l in zip(folders, levels)]
-    parts,how = find_parts(rest, names, around)
+    parts,how = find_parts(rest, names, around, paths)
     return Layout([f[l] for f,l in zip(folders, levels)], parts, how)

@@ -8,6 +8,7 @@ __all__ = ['SPLITS', 'tables_suffixes', 'Parsed', 'known_split', 'from_folder', 
 
 # %% ../nbs/11_readers.ipynb #00514c9b
 import hashlib, io, json, os, re, shutil, warnings
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +27,7 @@ from .images import image_suffixes, read_image, to_gray
 from .layout import find_parts, read_layout
 from .split import fill_usage, twin_across
 from .tables import COLUMNS, csv_rows, find_column, parse_pixels, whole_number
-from .words import CLASS_SYNONYMS, class_names, is_missing, looks_like_split, parts_of, split_words
+from .words import CLASS_SYNONYMS, class_names, is_missing, known_class, looks_like_split, parts_of, split_words
 
 # %% ../nbs/11_readers.ipynb #ed2dcc07
 @dataclass
@@ -69,8 +70,9 @@ def _name_classes(texts, vocab, synonyms, where):
 def _names_of_numbers(numbers, vocab, words, where):
     "The class name of each number"
     if words is not None:
-        pairs = set(zip(numbers, words))
-        if len(pairs)!=len(set(numbers)): raise ValueError(f'{where(0)} and others: one number of a class goes with several names')
+        pairs = set(zip(numbers, map(class_names(words).get, words)))
+        if not len(pairs)==len(set(numbers))==len({name for _,name in pairs}):
+            raise ValueError(f'{where(0)} and others: the numbers and the names of the classes do not go together one to one')
         return words,None
     names = EMOTIONS if vocab is None else tuple(vocab)
     odd = next((i for i,n in enumerate(numbers) if not 0<=n<len(names)), None)
@@ -414,7 +416,8 @@ def _read_csv_of_paths(rows, header, source, size, vocab, synonyms, read, skip=F
     rows = list(rows)
     if not rows: raise ValueError(f'{source} has a header and no rows: download it again')
     frame = pd.DataFrame([f for _,f in rows], columns=header, dtype=object)
-    return _read_frame(frame, _columns_of(header, source)[0], source, size, vocab, synonyms, read, lambda i: rows[i][0], skip)
+    found = _columns_of(header, source)[0]
+    return _read_frame(frame, found, source, size, vocab, synonyms, read, lambda i: rows[i][0], skip, numbers_are_names=found['label'].lower()!='emotion')
 
 # %% ../nbs/11_readers.ipynb #4820e768
 def from_frame(
@@ -710,18 +713,30 @@ def _together(sets, parts, how):
 # %% ../nbs/11_readers.ipynb #d8a4b1b8
 def _read_csvs(files, texts, size, vocab, synonyms, skip):
     "The csv files of a folder or archive"
-    def reader(name):
-        folder = name.rpartition('/')[0]
-        def read(path):
-            inside = next((p for p in (os.path.normpath(f'{folder}/{path}' if folder else path).replace(os.sep, '/'), str(path)) if p in files.readers), None)
-            if inside is None: raise FileNotFoundError(path)
-            return read_file(files, inside)
-        return read
-    sets = [_read_csv(t, f'{files.source}/{n}', size, vocab, synonyms, reader(n), skip) for n,t in texts.items()]
+    sets = [_read_csv(t, f'{files.source}/{n}', size, vocab, synonyms, _file_beside(files, n), skip) for n,t in texts.items()]
     if len(sets)==1: return sets[0]
     parts,how = find_parts([n.split('/')[:-1] for n in texts], [n.split('/')[-1] for n in texts])
     if how is None: raise ValueError(f'{files.source} holds several tables ({", ".join(texts)}), and their names say no parts: give one of them')
     return _together(sets, parts, how)
+
+# %% ../nbs/11_readers.ipynb #73a1631a
+def _has_emotions(files):
+    "Do the folders name an emotion for each image, so that a table beside them is not needed"
+    try: return all(known_class(c) for c in read_layout([n for n in files.names if n.lower().endswith(image_suffixes)]).classes)
+    except ValueError: return False
+
+# %% ../nbs/11_readers.ipynb #3922bc31
+def _file_beside(files, table):
+    "A function that reads the files that a table in the same archive names: by their path from the table, from the top, or by a name that occurs once"
+    folder,last = table.rpartition('/')[0],Counter(n.rsplit('/', 1)[-1] for n in files.names)
+    alone = {n.rsplit('/', 1)[-1]: n for n in files.names if last[n.rsplit('/', 1)[-1]]==1}
+    def read(path):
+        plain = str(path).replace('\\', '/')
+        near = os.path.normpath(f'{folder}/{plain}' if folder else plain).replace(os.sep, '/')
+        inside = next((p for p in (near, plain, alone.get(plain)) if p in files.readers), None)
+        if inside is None: raise FileNotFoundError(path)
+        return read_file(files, inside)
+    return read
 
 # %% ../nbs/11_readers.ipynb #26794f24
 def _read_files(files, size, vocab, synonyms, skip):
@@ -733,11 +748,8 @@ def _read_files(files, size, vocab, synonyms, skip):
     if pixels and pictures:
         raise ValueError(f'{files.source} holds images, and pixels in {", ".join(pixels)}: give the one you mean')
     if pixels: return _read_csvs(files, pixels, size, vocab, synonyms, skip)
-    if pictures and tables:
-        try: read_layout([n for n in files.names if n.lower().endswith(image_suffixes)])
-        except ValueError:
-            paths = _choose_csv(files, 'paths')
-            if paths: return _read_csvs(files, paths, size, vocab, synonyms, skip)
+    paths = _choose_csv(files, 'paths') if pictures and tables and not _has_emotions(files) else {}
+    if paths: return _read_csvs(files, paths, size, vocab, synonyms, skip)
     return _read_images(files, size, vocab, synonyms, skip)
 
 # %% ../nbs/11_readers.ipynb #3028d2eb
