@@ -31,7 +31,7 @@ def _as_column(name, values, n, device):
     if not torch.is_tensor(values):
         values = np.asarray(values, str if name=='names' else None)
         if values.dtype.kind=='O': values = values.astype(str)
-        if values.dtype.kind!='U': values = torch.as_tensor(values, device=device)
+        if values.dtype.kind!='U': values = torch.as_tensor(values if values.flags.writeable else values.copy(), device=device)
     rows = len(values) if values.ndim else 1
     if rows!=n: raise ValueError(f'{n} images, but {rows} {name}: every column needs one row per image')
     if name in ('names', 'labels', 'usage') and values.ndim!=1:
@@ -77,7 +77,7 @@ def _class_names(vocab):
 # %% ../nbs/10_data.ipynb #f870a27e
 def _checked(old, vocab, **columns):
     "The old columns, with these among them, after a look at type, length, device and range"
-    if 'images' in columns and not torch.is_tensor(columns['images']): columns['images'] = torch.from_numpy(np.asarray(columns['images']))
+    if 'images' in columns and not torch.is_tensor(columns['images']): columns['images'] = torch.from_numpy(np.require(columns['images'], requirements='W'))
     images = columns.get('images', old.get('images'))
     if images.ndim!=3 or images.dtype!=torch.uint8:
         raise ValueError(f'images are {images.dtype} {tuple(images.shape)}: give uint8 of shape (n, height, width)')
