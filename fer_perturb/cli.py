@@ -31,6 +31,7 @@ def _add_mask(commands):
     mask.add_argument('--kind', default='surgical',
         help='surgical, cloth, n95, mixed, sunglasses, half or hand (default: %(default)s)')
     mask.add_argument('--seed', type=int, default=42, help='seed of everything random (default: %(default)s)')
+    mask.add_argument('--size', type=int, help='height and width in pixels (default: 48; that of the file for an .npz)')
 
 # %% ../nbs/61_cli.ipynb #f14425a2
 def _add_run(commands):

@@ -509,10 +509,11 @@ def mask_set(
     out:Path, # folder that does not exist yet
     kind:str='surgical', # key of `OCCLUSIONS`
     seed:int=42, # of everything random
+    size:int=None, # height and width in pixels, see `load_faces`
 ):
     "Read faces, hide a part of each, write them in Kaggle's layout"
     if Path(out).exists(): raise ValueError(f'{out} exists: give the name of a new folder, or remove it')
     if kind not in OCCLUSIONS: raise ValueError(f'nothing is called {kind!r}: choose one of {", ".join(OCCLUSIONS)}')
-    data = load_faces(source)
+    data = load_faces(source, size)
     write_kaggle(occlude(data, kind, seed=seed), out)
     print(f'{out}: {data}, with {kind}')

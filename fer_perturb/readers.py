@@ -19,7 +19,7 @@ from fastai.vision.all import progress_bar
 from PIL import Image
 
 from .data import EMOTIONS, USAGES, FERData
-from .images import image_suffixes, read_image, to_gray
+from .images import each_once, image_suffixes, read_image, to_gray, whites_of
 
 # %% ../nbs/11_readers.ipynb #b69d45f4
 # index into `USAGES`
@@ -184,12 +184,13 @@ def from_csv(
     return FERData(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(usage))
 
 # %% ../nbs/11_readers.ipynb #723fc1c0
-def _pixels(value, size, folder, name):
+def _pixels(value, size, folder, name, whites=None):
     "One image, in whatever form a table holds it"
     if isinstance(value, dict): value = value['bytes'] if value.get('bytes') is not None else value.get('path')
     if isinstance(value, bytes): return read_image(io.BytesIO(value), size, name)
-    if isinstance(value, np.ndarray): value = Image.fromarray(np.stack(value).astype(np.uint8))
-    if isinstance(value, Image.Image): return to_gray(value, size)
+    if isinstance(value, (Image.Image, np.ndarray, torch.Tensor, list)):
+        try: return to_gray(value, size, white=whites)
+        except ValueError as e: raise ValueError(f'{name}: {e}') from e
     if isinstance(value, (str, Path)): return read_image(Path(folder)/value, size)
     raise ValueError(f'{name} is a {type(value).__name__}: give a path, an array, a PIL image, or the bytes of a file')
 
@@ -231,8 +232,10 @@ def from_frame(
     if not len(frame): raise ValueError('the table is empty')
     labels,vocab = _frame_labels(frame[label].tolist(), vocab)
     usage = fill_usage(labels, np.full(len(frame), -1) if split is None else _frame_usage(frame[split]))
-    rows = _progress(len(frame), more_than=1000)
-    images = np.stack([_pixels(frame[image].iloc[i], size, folder, f'row {i}, {image}') for i in rows])
+    whites = whites_of(frame[image])
+    with each_once():
+        rows = _progress(len(frame), more_than=1000)
+        images = np.stack([_pixels(frame[image].iloc[i], size, folder, f'row {i}, {image}', whites) for i in rows])
     paths = frame[image].map(lambda v: isinstance(v, (str, Path))).all()
     names = frame[image].map(str).tolist() if paths else None
     return FERData(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(usage), names, vocab)
@@ -372,14 +375,20 @@ def _reader_of(path):
 # %% ../nbs/11_readers.ipynb #9678f2c9
 def load_faces(
     path:Path, # zip file, folder of images or of parquet files, a csv or parquet file, or an .npz of `save_faces`
-    size:int=48, # height and width in pixels
+    size:int=None, # height and width in pixels: 48 if None; an .npz file keeps its own
     cache:bool=True, # keep the parsed set in `cache_folder`
 )->FERData: # the faces, in memory
     "Read faces in whatever form they come"
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'nothing at {path}: give the path of the Kaggle zip, an image folder or fer2013.csv')
-    if path.suffix.lower()=='.npz': return read_faces(path)
+    if path.suffix.lower()=='.npz':
+        data = read_faces(path)
+        if size not in (None, *data.images.shape[1:]):
+            raise ValueError(f'{path} holds faces of {"×".join(map(str, data.images.shape[1:]))} pixels, '
+                             f'asked for is {size}: read the source anew with that size')
+        return data
+    size = size or 48
     reader,kept = _reader_of(path),cache_folder()/f'{path.stem}-{_state_of(path, size)}.npz'
     if cache and kept.exists():
         try: return read_faces(kept)
