@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['map_fields', 'same', 'core', 'more', 'quarter', 'toys', 'h200', 'grids', 'landmark_parts', 'paper_accuracy', 'Run',
-           'check_fair', 'seeded', 'with_needs', 'find_grid', 'face_parts', 'Material', 'find_material', 'NoiseMaps',
-           'CentreMaps', 'network', 'run_loaders', 'run_learner', 'run_predictions', 'mean_maps', 'runs_folder',
-           'Place', 'hardware', 'versions', 'write_json', 'write_arrays', 'read_json', 'Report', 'clock', 'begin',
-           'attention_network', 'train_run', 'run_title', 'write_results', 'write_faces', 'Stop', 'train_runs',
-           'run_state', 'run_seconds', 'runs_table', 'Results', 'open_private', 'variants', 'right_of', 'comparison',
-           'arch_answers', 'paper_table', 'saliency_sheet', 'cluster_sheet', 'cluster_curve', 'class_bars',
-           'paper_figure', 'start_workers', 'run_grid', 'ray_runs', 'show_runs', 'show_table', 'save_figure',
-           'attention_report', 'centroid_pixels', 'epoch_line', 'train_aloud', 'covered_sets', 'covered_report',
-           'covered_lesson', 'demo']
+           'check_fair', 'seeded', 'with_needs', 'find_grid', 'face_parts', 'usual_order', 'Material', 'find_material',
+           'NoiseMaps', 'CentreMaps', 'network', 'run_loaders', 'run_learner', 'run_predictions', 'mean_maps',
+           'runs_folder', 'Place', 'hardware', 'versions', 'write_json', 'write_arrays', 'read_json', 'Report', 'clock',
+           'begin', 'attention_network', 'train_run', 'run_title', 'write_results', 'write_faces', 'Stop', 'train_runs',
+           'run_state', 'run_seconds', 'runs_table', 'Results', 'same_labels', 'open_private', 'variants', 'right_of',
+           'comparison', 'arch_answers', 'paper_table', 'saliency_sheet', 'cluster_sheet', 'cluster_curve',
+           'class_bars', 'paper_figure', 'start_workers', 'run_grid', 'ray_runs', 'show_runs', 'show_table',
+           'save_figure', 'attention_report', 'centroid_pixels', 'epoch_line', 'train_aloud', 'covered_sets',
+           'covered_report', 'covered_lesson', 'demo']
 
 # %% ../nbs/52_experiments.ipynb #11d8f0fd
 import hashlib, json, os, platform, signal, sys, time, traceback
@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from .augment import FaceAugment
 from .backbones import create_backbone
 from .checkpoint import Checkpoint, Claim, folder_lock
-from .data import USAGES, FERData, show_faces
-from .evaluate import accuracy_change, class_table, correct, occlusion_table, plot_confusion
+from .data import EMOTIONS, USAGES, FERData, class_order, show_faces
+from .evaluate import Predictions, accuracy_change, class_table, correct, in_order, occlusion_table, plot_confusion
 from .evaluate import predict_faces, scores, seed_change, summary_table
 from .forms import DoubleBatch, FormCallback, forms, hidden_share
 from .interpret import input_saliency, show_scheme
@@ -233,28 +233,40 @@ def face_parts(
         res[i] = image
     return torch.from_numpy(res)
 
+# %% ../nbs/52_experiments.ipynb #ac29f17e
+def usual_order(
+    vocab:tuple, # class names in any order
+)->tuple: # the same names
+    "The order of classes that all runs have"
+    return tuple(v for v in EMOTIONS if v in vocab) + tuple(sorted(v for v in vocab if v not in EMOTIONS))
+
 # %% ../nbs/52_experiments.ipynb #796d072c
 class Material:
     "What all runs of a data set share"
     def __init__(self,
         faces:FERData, # of all three parts
         points:Tensor=None, # (n,68,2) landmarks of all faces; those of `find_landmarks` if None
-        reference:FERData=None, # the same faces with somebody else's masks on
+        reference:FERData=None, # the same faces with somebody else's masks on; their labels agree by class name
     ):
-        self.faces,self.given,self.reference = faces,points,reference
+        order = usual_order(faces.vocab)
+        self.faces,self.given,self.reference = faces if faces.vocab==order else faces.in_order(order),points,reference
         usage = faces.usage.cpu()
         self.rows = {u: torch.where(usage==i)[0] for i,u in enumerate(USAGES)}
         self.test = torch.cat([self.rows[u] for u in USAGES[1:]])
         if reference is not None and list(reference.names)!=list(faces.names):
             raise ValueError('the reference does not hold the same faces in the same order: give the set that was made from these faces')
+        if reference is not None and not torch.equal(reference.in_order(order).labels.cpu(), self.faces.labels.cpu()):
+            raise ValueError('the reference has other labels for the same faces: give the set that was made from these faces')
 
 # %% ../nbs/52_experiments.ipynb #8282954b
 @patch(as_prop=True)
 def fingerprint(self:Material)->str: # twelve characters
-    "Which faces these are: a hash of images, labels and parts"
+    "Which faces these are: a hash of images, labels and parts, and of class names that are not FER2013's"
     if 'digest' not in vars(self):
         columns = (self.faces.images, self.faces.labels, self.faces.usage)
-        self.digest = hashlib.sha256(b''.join(c.cpu().contiguous().numpy().tobytes() for c in columns)).hexdigest()[:12]
+        names = b'' if self.faces.vocab==EMOTIONS else json.dumps(self.faces.vocab).encode()
+        parts = [c.cpu().contiguous().numpy().tobytes() for c in columns]
+        self.digest = hashlib.sha256(b''.join([*parts, names])).hexdigest()[:12]
     return self.digest
 
 # %% ../nbs/52_experiments.ipynb #aba6ebd6
@@ -867,14 +879,28 @@ def answers(self:Results,
     run:Run, # finished
     what:str='clean', # set, such as 'masks' or 'clean, two views'
     usage:str='PublicTest', # one of `USAGES`
-)->Tensor: # (n,) classes, or (n,classes) probabilities
+)->Predictions: # (n,) classes, or (n,classes) probabilities, with the names of the classes
     "Predictions of a run; PrivateTest has to be opened first"
     found = self.arrays(run).get(f'{usage}/{what}')
     if found is None and usage=='PrivateTest':
         raise ValueError('PrivateTest is still sealed: open it with --final when all choices are made; each use is written down')
     if found is None:
         raise ValueError(f'{run_title(run)} has no {what!r}: choose one of {", ".join(k.partition("/")[2] for k in self.arrays(run) if "/" in k)}')
-    return torch.from_numpy(found)
+    return Predictions(torch.from_numpy(found), self.faces(run, usage)[2])
+
+# %% ../nbs/52_experiments.ipynb #3cd0371b
+def same_labels(
+    results:Results, # where they are
+    runs:list, # of `Run`, finished
+    usage:str='PublicTest', # one of `USAGES`
+)->tuple: # labels (n,) and alone (n,) of that part, class names: those of the first run
+    "What is known of the images that these runs were scored on; an error if they are not the same"
+    labels,alone,vocab = results.faces(runs[0], usage)
+    for run in runs[1:]:
+        theirs,_,names = results.faces(run, usage)
+        if set(names)!=set(vocab) or not torch.equal(class_order(names, vocab)[theirs], labels):
+            raise ValueError(f'{run_title(run)} was scored on other faces than {run_title(runs[0])}: compare runs on the same faces')
+    return labels,alone,vocab
 
 # %% ../nbs/52_experiments.ipynb #d2feb959
 def open_private(
@@ -922,8 +948,8 @@ def right_of(
     twin_free:bool=False, # leave out images that also occur in another part
 )->Tensor: # (s,n) float32, 1 where right
     "Which images each run has right"
-    labels,alone,_ = results.faces(runs[0], usage)
-    right = torch.stack([correct(results.answers(r, what, usage), labels) for r in runs])
+    labels,alone,vocab = same_labels(results, runs, usage)
+    right = torch.stack([correct(results.answers(r, what, usage), labels, vocab) for r in runs])
     return right[:,alone] if twin_free else right
 
 # %% ../nbs/52_experiments.ipynb #0198e383
@@ -942,6 +968,7 @@ def comparison(
         raise ValueError(f'no finished runs are called {control!r}: choose one of {", ".join(groups)}')
     for label,runs in groups.items():
         check_fair([*runs, *groups[control]])
+        same_labels(results, [*runs, *groups[control]], usage)
         seeds = {r.seed for r in runs} & {r.seed for r in groups[control]}
         row = dict(seeds=len(runs), epochs=runs[0].cost,
             **{f'{k} hidden': v for k,v in (results.record(runs[0])['hidden'] or {}).items() if k!='changed'})
@@ -965,12 +992,13 @@ def arch_answers(
     what:str='clean', # set
     usage:str='PublicTest', # one of `USAGES`
     grid:str='backbones', # key of `grids`
-)->dict: # {network: (n,) classes or (n,classes) probabilities}; with probabilities of two or more also their ensemble
+)->dict: # {network: (n,) classes or (n,classes) probabilities}, all in one order of classes; with probabilities of two or more also their ensemble
     "Answers of all networks that are trained with one form"
-    found = {r.arch.partition(':')[0]: results.answers(r, what, usage)
-        for r in results.finished(grid, form=form, seed=0)}
+    runs = results.finished(grid, form=form, seed=0)
+    vocab = same_labels(results, runs, usage)[2]
+    found = {r.arch.partition(':')[0]: Predictions(in_order(results.answers(r, what, usage), vocab), vocab) for r in runs}
     votes = [p.float() for p in found.values() if p.ndim==2]
-    return found | (dict(ensemble=torch.stack(votes).mean(0)) if len(votes)>1 else {})
+    return found | (dict(ensemble=Predictions(torch.stack(votes).mean(0), vocab)) if len(votes)>1 else {})
 
 # %% ../nbs/52_experiments.ipynb #be0acdd9
 def paper_table(
@@ -984,7 +1012,8 @@ def paper_table(
     if number not in (1, 2, 3): raise ValueError(f'the paper has no table {number}: choose 1, 2 or 3')
     results = results or Results()
     runs = results.finished(grid, form='plain', seed=0)
-    labels,_,vocab = results.faces(runs[0], usage)
+    hiding = results.finished(grid, form=form, seed=0) if number>1 else []
+    labels,_,vocab = same_labels(results, [*runs, *hiding], usage)
     plain = arch_answers(results, 'plain', usage=usage, grid=grid)
     if number==1:
         masked = {r.arch.partition(':')[0]: results.answers(r, 'masks', usage) for r in runs}
@@ -992,7 +1021,7 @@ def paper_table(
     hidden = arch_answers(results, form, usage=usage, grid=grid)
     both = [k for k in plain if k in hidden]
     if number==3: return pd.concat([class_table(plain[k], {k: hidden[k]}, labels, vocab) for k in both])
-    table = pd.concat({'baseline': summary_table(plain, labels), 'P': summary_table(hidden, labels)}, axis=1)
+    table = pd.concat({'baseline': summary_table(plain, labels, vocab), 'P': summary_table(hidden, labels, vocab)}, axis=1)
     paper = {k: paper_accuracy.get(k, (None, None)) for k in table.index}
     table['paper', 'baseline'],table['paper', 'P'] = [a for a,_ in paper.values()],[b for _,b in paper.values()]
     return table.astype(object).fillna('–')

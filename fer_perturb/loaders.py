@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TensorFace', 'ToFace', 'ToClusters', 'ToLabel', 'FaceLoader', 'FaceBlock', 'ClusterBlock', 'usage_splitter',
-           'face_block']
+           'face_block', 'ClassOrder']
 
 # %% ../nbs/12_loaders.ipynb #491fb992
 import io
@@ -16,7 +16,7 @@ from fastai.vision.all import *
 from PIL import Image
 from torch import Tensor
 
-from .data import EMOTIONS, USAGES, FERData, Face
+from .data import EMOTIONS, USAGES, FERData, Face, class_order
 from .images import read_image, to_gray
 
 # %% ../nbs/12_loaders.ipynb #6f144616
@@ -25,19 +25,31 @@ class TensorFace(TensorImageBW):
     _show_args = dict(cmap='gray')
 
 # %% ../nbs/12_loaders.ipynb #b45a3e9d
+def _side_of(items):
+    "Height and width of the faces in a table or a list of its transforms; None if they are no table"
+    data = getattr(items, 'items', items)
+    return data.columns['images'].shape[-1] if isinstance(data, FERData) else None
+
+def _checked_side(side, size):
+    if side and size and side!=size:
+        raise ValueError(f'these faces are {side}×{side} pixels, the loaders are for {size}×{size}: read the faces with size={size}')
+    return size or side
+
 class ToFace(Transform):
     "Anything that is one face -> `TensorFace` (1,size,size) uint8"
     input_types = Face,Path,str,bytes,np.ndarray,Image.Image,Tensor # what `predict` and `test_dl` accept
     def __init__(self,
-        size:int=48, # height and width in pixels
-    ): self.size = size
+        size:int=None, # height and width in pixels; those of the table that it is set up with if None, and 48 without one
+        fit:str='crop', # what to do with a photo that is not square: 'crop' or 'letterbox', see `to_gray`
+    ): self.size,self.fit = size,fit
+    def setups(self, items): self.size = _checked_side(_side_of(items), self.size)
     def encodes(self, o):
-        if isinstance(o, Face): return TensorFace(o.image[None])
+        size = self.size or 48
+        if isinstance(o, Face) and o.image.shape==(size,size): return TensorFace(o.image[None])
+        if isinstance(o, Face): o = o.image
         if isinstance(o, bytes): o = io.BytesIO(o)
-        if isinstance(o, np.ndarray): o = Image.fromarray(o)
-        if isinstance(o, Tensor): o = Image.fromarray(o.squeeze().cpu().numpy())
-        gray = to_gray(o, self.size) if isinstance(o, Image.Image) else read_image(o, self.size)
-        return TensorFace(torch.tensor(gray)[None])
+        gray = (read_image if isinstance(o, (str, Path, io.BytesIO)) else to_gray)(o, size, fit=self.fit)
+        return TensorFace(torch.from_numpy(gray)[None])
 
 # %% ../nbs/12_loaders.ipynb #0d721a12
 @patch
@@ -46,6 +58,7 @@ def batch(self:ToFace,
     idxs:Tensor, # (b,) int64, positions in it
 )->TensorFace: # (b,1,h,w) uint8
     "The same for a whole batch"
+    _checked_side(_side_of(data), self.size)
     return TensorFace(data.column('images', idxs)[:,None])
 
 # %% ../nbs/12_loaders.ipynb #6348c237
@@ -53,9 +66,10 @@ class ToClusters(Transform):
     "Where a face's clusters will be: zeros until `ReclusterCallback` has written them to the 'clusters' column"
     input_types = ToFace.input_types
     def __init__(self,
-        size:int=48, # height and width in pixels
+        size:int=None, # height and width in pixels; those of the table that it is set up with if None, and 48 without one
     ): self.size = size
-    def encodes(self, o): return TensorMask(torch.zeros(self.size, self.size, dtype=torch.uint8))
+    def setups(self, items): self.size = _checked_side(_side_of(items), self.size)
+    def encodes(self, o): return TensorMask(torch.zeros(self.size or 48, self.size or 48, dtype=torch.uint8))
 
 # %% ../nbs/12_loaders.ipynb #142d94c5
 @patch
@@ -65,60 +79,78 @@ def batch(self:ToClusters,
 )->TensorMask: # (b,h,w) uint8
     "The same for a whole batch"
     clusters = data.column('clusters', idxs)
-    if clusters is None: clusters = data.column('images', idxs[:1]).new_zeros(len(idxs), self.size, self.size)
+    if clusters is None: clusters = torch.zeros_like(data.column('images', idxs))
     return TensorMask(clusters)
 
 # %% ../nbs/12_loaders.ipynb #3b96f445
 class ToLabel(Categorize):
     "A `Face` or a class name -> its number in `vocab`"
-    def encodes(self, o): return super().encodes(o.label if isinstance(o, Face) else o)
+    def encodes(self, o):
+        name = o.label if isinstance(o, Face) else o
+        if name not in self.vocab.o2i: raise ValueError(f'no class is called {name!r}: these loaders know {", ".join(self.vocab)}')
+        return super().encodes(name)
 
 # %% ../nbs/12_loaders.ipynb #fc5c0bcb
+@patch
+def numbers(self:ToLabel,
+    data:FERData, # the table that the labels are from
+    labels:Tensor, # (b,) int64, index into the table's vocab
+)->Tensor: # (b,) int64, index into this vocab
+    "Labels of a table in this order of classes"
+    if list(self.vocab)==list(data.vocab): return labels
+    return class_order(data.vocab, self.vocab).to(labels.device)[labels]
+
 @patch
 def batch(self:ToLabel,
     data:FERData, # the table
     idxs:Tensor, # (b,) int64, positions in it
 )->TensorCategory: # (b,) int64
     "The same for a whole batch"
-    return TensorCategory(data.column('labels', idxs))
+    return TensorCategory(self.numbers(data, data.column('labels', idxs)))
 
 # %% ../nbs/12_loaders.ipynb #ddaa02e8
 @delegates()
 class FaceLoader(TfmdDL):
     "A `TfmdDL` that takes whole batches from `FERData`"
+    drawn = None # (n,) int64, labels for the next epoch alone, index into the table's vocab
     @property
     def data(self): return self.dataset.tls[0].items if hasattr(self.dataset, 'tls') else None
     def shuffle_fn(self, idxs): return torch.randperm(len(idxs)).tolist()
     def __iter__(self):
         if not isinstance(self.data, FERData): yield from super().__iter__(); return
+        labels,self.drawn = self.drawn,None
         self.randomize()
         self.before_iter()
         idxs = torch.tensor(self.get_idxs(), dtype=torch.int64)
         for rows in idxs[:len(self)*self.bs].split(self.bs):
-            yield self.after_batch(to_device(self.take(rows), self.device))
+            yield self.after_batch(to_device(self.take(rows, labels), self.device))
         self.after_iter()
 
 # %% ../nbs/12_loaders.ipynb #c6a6436a
 @patch
 def take(self:FaceLoader,
     idxs:Tensor, # (b,) int64, positions in `data`, on any device
+    labels:Tensor=None, # (n,) int64 to serve in place of the table's, index into its vocab
 )->tuple: # one batch before batch transforms, on the data's device
     "One batch, one index operation per column"
-    return tuple(tl.tfms.fs[-1].batch(self.data, idxs) for tl in self.dataset.tls)
+    def part(t):
+        if labels is None or not isinstance(t, ToLabel): return t.batch(self.data, idxs)
+        return TensorCategory(t.numbers(self.data, labels[idxs.to(labels.device)]))
+    return tuple(part(tl.tfms.fs[-1]) for tl in self.dataset.tls)
 
 # %% ../nbs/12_loaders.ipynb #e9bb722d
 def FaceBlock(
-    size:int=48, # height and width in pixels
+    size:int=None, # height and width in pixels; those of the faces in memory if None
 )->TransformBlock: # block of gray faces, scaled to [0,1] in the batch
     "A `TransformBlock` for faces"
-    return TransformBlock(type_tfms=ToFace(size), batch_tfms=IntToFloatTensor, dl_type=FaceLoader)
+    return TransformBlock(type_tfms=ToFace(size) if size else ToFace, batch_tfms=IntToFloatTensor, dl_type=FaceLoader)
 
 # %% ../nbs/12_loaders.ipynb #2334c896
 def ClusterBlock(
-    size:int=48, # height and width in pixels
+    size:int=None, # height and width in pixels; those of the faces in memory if None
 )->TransformBlock: # block of cluster maps, uint8, that ride through the same augmentations as the faces
     "A `TransformBlock` for cluster maps"
-    return TransformBlock(type_tfms=ToClusters(size))
+    return TransformBlock(type_tfms=ToClusters(size) if size else ToClusters)
 
 # %% ../nbs/12_loaders.ipynb #10860766
 def usage_splitter(
@@ -132,16 +164,42 @@ def usage_splitter(
     return parts
 
 # %% ../nbs/12_loaders.ipynb #a3cbfc9f
-def _own_table(source): return source.with_columns() if isinstance(source, FERData) else source
+def _own_table(vocab, source): return source.in_order(vocab) if isinstance(source, FERData) else source
 
 # %% ../nbs/12_loaders.ipynb #4550e26e
 def face_block(
-    vocab:tuple=EMOTIONS, # class names, in label order
-    size:int=48, # height and width in pixels
+    vocab:tuple=EMOTIONS, # class names, in label order; a table with another order of the same names is numbered anew
+    size:int=None, # height and width in pixels; those of the faces in memory if None
     clusters:bool=False, # also serve cluster maps, as second input (the P-models' loaders do)
     batch_tfms:list=None, # transforms of whole batches, e.g. `FaceAugment`
 )->DataBlock: # takes a `FERData` as its source
     "The `DataBlock` of faces with an emotion"
-    label_block = TransformBlock(type_tfms=ToLabel(vocab=list(vocab), sort=False))
+    label_block = TransformBlock(type_tfms=ToLabel(vocab=[str(v) for v in vocab], sort=False))
     return DataBlock(blocks=[FaceBlock(size)] + [ClusterBlock(size)]*clusters + [label_block], n_inp=1+clusters,
-                     get_items=_own_table, splitter=usage_splitter, batch_tfms=batch_tfms)
+                     get_items=partial(_own_table, vocab), splitter=usage_splitter, batch_tfms=batch_tfms)
+
+# %% ../nbs/12_loaders.ipynb #5ffbb8dc
+class ClassOrder(Callback):
+    "Labels of a loader that has the learner's classes in another order get the learner's numbers"
+    order = TrainEvalCallback.order-10
+    place = None # where each of the loader's classes stands among the learner's; None if the orders are equal
+    def before_train(self): self.compare()
+    def before_validate(self): self.compare()
+    def before_batch(self):
+        if self.place is None or not self.yb: return
+        y = self.yb[0]
+        self.learn.yb = (self.place.to(y.device)[y.as_subclass(Tensor)].as_subclass(type(y)), *self.yb[1:])
+
+@patch
+def compare(self:ClassOrder):
+    "Find `place`; other classes than the learner's are an error"
+    theirs,ours = (_names_of(dl) for dl in (self.dl, self.dls))
+    self.place = None if None in (theirs, ours) or theirs==ours else class_order(theirs, ours)
+
+def _names_of(dl):
+    "Class names of a loader of one label an image, None if it has none"
+    names = getattr(dl, 'vocab', None)
+    if names is None or isinstance(names, str): return None
+    return [str(v) for v in names] if all(isinstance(v, (str, int, np.integer)) for v in names) else None
+
+defaults.callbacks = [cb for cb in defaults.callbacks if cb.__name__!='ClassOrder'] + [ClassOrder]

@@ -17,7 +17,7 @@ from PIL import Image
 from .archives import is_junk
 from .data import EMOTIONS, USAGES, FERData
 from .quality import flat_images, twin_elsewhere
-from .readers import finish_set, read_faces, read_set, write_beside
+from .readers import Choices, finish_set, read_faces, read_set, write_beside
 from .words import class_names, is_missing, known_class, split_words
 
 # %% ../nbs/16_writers.ipynb #5be09560
@@ -110,7 +110,7 @@ def show_data(
     if to and Path(to).exists(): raise ValueError(f'{to} exists: give the name of a new folder or file, or remove it')
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        parsed = None if source.suffix=='.npz' else read_set(source, size, skip=True)
+        parsed = None if source.suffix=='.npz' else read_set(source, Choices(size, skip=True))
         data = read_faces(source) if parsed is None else finish_set(parsed, source)
     if parsed is None: print(f'{source.name}: {data}')
     print(f'  form: {parsed.form if parsed else "a file of save_faces"}')
