@@ -7,9 +7,11 @@ __all__ = ['damaged', 'archive_suffixes', 'Files', 'read_file', 'is_junk', 'safe
            'unpack_stream', 'tar_files', 'archive_files', 'open_files']
 
 # %% ../nbs/07_archives.ipynb #10ff7591
-import bz2, gzip, lzma, os, re, stat, struct, tarfile, tempfile, zipfile, zlib
+import bz2, gzip, lzma, os, re, stat, struct, tarfile, tempfile, tokenize, zipfile, zlib
 from io import BytesIO
 from pathlib import Path
+
+from .tables import quoted
 
 # %% ../nbs/07_archives.ipynb #db94a102
 class Files:
@@ -26,8 +28,9 @@ class Files:
 
 # %% ../nbs/07_archives.ipynb #b33d491c
 # what the libraries raise at damaged files
-damaged = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError,
-           ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError, struct.error)
+damaged = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error, tokenize.TokenError,
+           SyntaxError, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError, IndexError, TypeError,
+           AttributeError, OverflowError, MemoryError)
 
 def read_file(
     files:Files, # a folder or archive
@@ -36,7 +39,7 @@ def read_file(
     "One file; a damaged one is an error that names it"
     try: return files.readers[name]()
     except damaged as e:
-        raise ValueError(f'{files.source}: {name} cannot be read ({e or type(e).__name__}): '
+        raise ValueError(f'{files.source}: {name} cannot be read ({quoted(e) or type(e).__name__}): '
                          'the file is damaged or may not be opened; get it again') from e
 
 # %% ../nbs/07_archives.ipynb #f85d925f
@@ -55,8 +58,9 @@ def safe_name(
 )->str: # with / between folders
     "The name of a file in an archive; one that leads outside is an error"
     plain = re.sub(r'^(\./)+', '', name.replace('\\', '/'))
-    if plain.startswith('/') or re.match(r'[A-Za-z]:', plain) or '..' in plain.split('/') or '\0' in plain:
-        raise ValueError(f'{source} holds {name!r}, a name that leads out of the archive: do not unpack it, get it from its makers')
+    if re.match(r'/|[A-Za-z]:', plain) or '..' in plain.split('/') or re.search(r'[\0-\x1f]', plain):
+        raise ValueError(f'{source} holds {quoted(repr(name))}, a name that leads out of the archive, or is none: '
+                         'do not unpack it, get it from its makers')
     return re.sub(r'/(\./|/)+', '/', plain)
 
 # %% ../nbs/07_archives.ipynb #a4c3fe89
@@ -67,7 +71,8 @@ def check_bomb(
 ):
     "Refuse a file that unpacks to a hundred times its size and to more than 64 MB"
     if unpacked>2**26 and unpacked>100*max(packed, 1):
-        raise ValueError(f'{what} unpacks from {packed:,} bytes to {unpacked:,} or more: that is no data set but a bomb; it is not read')
+        raise ValueError(f'{what} unpacks from {packed:,} bytes to {unpacked:,} or more: '
+                         'that is no data set but a bomb; it is not read')
 
 # %% ../nbs/07_archives.ipynb #c9b3d7e4
 def folder_files(
@@ -102,10 +107,11 @@ def _local_end(file, info):
     "Where the data of a zip entry ends; the name in front of the data must be the one in the list"
     file.seek(info.header_offset)
     head = file.read(30)
-    if head[:4]!=b'PK\3\4': raise zipfile.BadZipFile(f'no entry where {info.orig_filename} should begin')
+    if head[:4]!=b'PK\3\4': raise zipfile.BadZipFile(f'no entry where {quoted(info.orig_filename)} should begin')
     n,extra = struct.unpack_from('<2H', head, 26)
     name = file.read(n).decode('utf-8' if head[7]&8 else 'cp437')
-    if name!=info.orig_filename: raise zipfile.BadZipFile(f'{info.orig_filename} is called {name} in another place')
+    if name!=info.orig_filename:
+        raise zipfile.BadZipFile(f'{quoted(info.orig_filename)} has another name in front of its data')
     return info.header_offset + 30 + n + extra + info.compress_size
 
 # %% ../nbs/07_archives.ipynb #be6a8ef5
@@ -114,11 +120,12 @@ def _check_tiling(file, archive):
     here = 0
     for info in sorted(archive.infolist(), key=lambda i: i.header_offset):
         file.seek(here)
-        if info.header_offset<here: raise zipfile.BadZipFile(f'{info.orig_filename} overlaps another file')
+        if info.header_offset<here: raise zipfile.BadZipFile(f'{quoted(info.orig_filename)} overlaps another file')
         if b'PK\3\4' in file.read(info.header_offset-here): raise zipfile.BadZipFile('a file is not in the list')
         here = _local_end(file, info)
     file.seek(here)
-    if here>archive.start_dir or b'PK\3\4' in file.read(archive.start_dir-here): raise zipfile.BadZipFile('a file is not in the list')
+    if here>archive.start_dir or b'PK\3\4' in file.read(archive.start_dir-here):
+        raise zipfile.BadZipFile('a file is not in the list')
 
 # %% ../nbs/07_archives.ipynb #b86d3c91
 def _check_zip(file, archive):
@@ -136,7 +143,8 @@ def zip_files(
     try:
         archive = zipfile.ZipFile(file)
         _check_zip(file, archive)
-    except damaged as e: raise ValueError(f'{source} is not a whole zip file ({e}): download it again') from e
+    except damaged as e:
+        raise ValueError(f'{source} is not a whole zip file ({quoted(e, 120)}): download it again') from e
     readers,left_out,folders = {},{},[]
     for info in archive.infolist():
         name = safe_name(info.filename, source)
@@ -144,7 +152,9 @@ def zip_files(
         if info.is_dir():
             folders.append(name.rstrip('/'))
             continue
-        if info.flag_bits&1: raise ValueError(f'{source}: {name} is encrypted: unpack the archive with its password, and give the folder')
+        if info.flag_bits&1:
+            raise ValueError(f'{source}: {name} is encrypted: unpack the archive with its password, '
+                             'and give the folder')
         check_bomb(info.compress_size, info.file_size, f'{source}: {name}')
         if name in readers: raise ValueError(f'{source} holds {name} twice: pack it again')
         if stat.S_ISLNK(info.external_attr>>16): left_out.setdefault('links in an archive', []).append(name)
@@ -171,7 +181,7 @@ def unpack_stream(
                 out.write(chunk)
                 check_bomb(size, out.tell(), source)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
-        raise ValueError(f'{source} is not a whole file ({e}): download it again') from e
+        raise ValueError(f'{source} is not a whole file ({quoted(e)}): download it again') from e
     return out
 
 # %% ../nbs/07_archives.ipynb #6b93876c
@@ -194,7 +204,7 @@ def tar_files(
     try:
         file.seek(0)
         with tarfile.open(fileobj=file, mode='r:') as tar: members = list(tar)
-    except damaged as e: raise ValueError(f'{source} is not a whole tar file ({e}): download it again') from e
+    except damaged as e: raise ValueError(f'{source} is not a whole tar file ({quoted(e)}): download it again') from e
     _check_tar_end(file, tar, source)
     def content(member):
         file.seek(member.offset_data)
@@ -221,11 +231,13 @@ def archive_files(
     file.seek(0)
     head = file.read(512)
     foreign = next((kind for magic,kind in _foreign.items() if head.startswith(magic)), None)
-    if foreign: raise ValueError(f'{source} is a {foreign} archive, which cannot be read here: unpack it, and give the folder')
+    if foreign:
+        raise ValueError(f'{source} is a {foreign} archive, which cannot be read here: unpack it, and give the folder')
     if head.startswith(b'PK'): return zip_files(file, source)
     if head[257:262]==b'ustar': return tar_files(file, source)
     if source.lower().endswith(('.zip', '.tar', '.tgz', '.txz', '.tar.gz', '.tar.xz', '.tar.bz2')):
-        raise ValueError(f'{source} is not a whole {"zip" if source.lower().endswith(".zip") else "tar"} file: download it again')
+        kind = 'zip' if source.lower().endswith('.zip') else 'tar'
+        raise ValueError(f'{source} is not a whole {kind} file: download it again')
     def content(): return (file.seek(0), file.read())[1]
     return Files(source, {re.sub(r'\.(gz|xz|bz2)$', '', source.replace('\\', '/').split('/')[-1], flags=re.I): content})
 

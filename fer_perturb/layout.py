@@ -28,7 +28,7 @@ def class_level_words(
 
 # %% ../nbs/08_layout.ipynb #e33c0528
 def _by_position(folders, levels):
-    "Level of the class in each path, where some are known emotions: the same place, counted from the front or from the end"
+    "Level of the class where some are known emotions: the same place, counted from the front or from the end"
     known = [(l,len(f)) for l,f in zip(levels, folders) if l is not None]
     front,back = Counter(l for l,n in known).most_common(1)[0],Counter(l-n for l,n in known).most_common(1)[0]
     place = front[0] if front[1]>back[1] else back[0]
@@ -48,7 +48,8 @@ def _own_level(rests):
     above = Counter(name for name,_ in {(r[-1],r[0]) for r in rests})
     if all(n==1 for n in above.values()): return 0
     if len(first)==len(last) or min(len(first), len(last))*2>max(len(first), len(last)):
-        raise ValueError(f'the classes may be {", ".join(sorted(first)[:3])}, … or {", ".join(sorted(last)[:3])}, …: '
+        one,other = (', '.join(sorted(names)[:3]) for names in (first, last))
+        raise ValueError(f'the classes may be {one}, … or {other}, …: '
                          'leave one level of folders, or name the classes in a table and use from_frame')
     return 0 if len(first)<len(last) else -1
 
@@ -72,7 +73,8 @@ def class_levels(
 def _file_parts(names):
     "Part of each file by its name, -1 where none: a word anywhere if every name has one, else only at the beginning"
     stems = [re.sub(r'\d+', '0', n.rsplit('.', 1)[0]) for n in names]
-    starts = {s: (re.match(r'[\W\d_]*((public|private|hold|held)[\W_]*)?[^\W\d_]+', s, re.I) or [''])[0] for s in set(stems)}
+    word = re.compile(r'[\W\d_]*((public|private|hold|held)[\W_]*)?[^\W\d_]+', re.I)
+    starts = {s: (word.match(s) or [''])[0] for s in set(stems)}
     anywhere,first = parts_of(list(starts)),parts_of(list(starts.values()))
     if len(anywhere)==len(starts): return [anywhere[s] for s in stems]
     return [first.get(starts[s], -1) for s in stems]

@@ -7,8 +7,8 @@ __all__ = ['Choices', 'SPLITS', 'tables_suffixes', 'Parsed', 'known_split', 'fin
            'from_frame', 'from_parquet', 'write_beside', 'save_faces', 'read_faces', 'cache_folder', 'read_set',
            'load_faces', 'download_fer2013']
 
-# %% ../nbs/11_readers.ipynb #00514c9b
-import hashlib, io, json, os, re, shutil, warnings
+# %% ../nbs/11_readers.ipynb #2bcbac59
+import base64, hashlib, io, json, os, re, shutil, warnings
 from collections import Counter, namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +27,9 @@ from .data import EMOTIONS, USAGES, FERData
 from .images import image_suffixes, read_image, to_gray, whites_of
 from .layout import find_parts, read_layout
 from .split import fill_usage, twin_across
-from .tables import COLUMNS, csv_rows, find_column, parse_pixels, whole_number
-from .words import CLASS_SYNONYMS, class_names, is_missing, known_class, looks_like_split, parts_of, split_words
+from .tables import COLUMNS, csv_rows, find_column, parse_pixels, quoted, whole_number
+from .words import (CLASS_SYNONYMS, class_names, is_missing, known_class, looks_like_split, parts_of,
+                               split_words)
 
 # %% ../nbs/11_readers.ipynb #ed2dcc07
 @dataclass
@@ -40,15 +41,17 @@ class Parsed:
     names: list # n texts
     vocab: tuple # class names in label order
     how: str = None # how the parts were found
+    published: bool = False # do they use the words of FER2013's own split; then a part that is missing stays missing
     said: list = field(default_factory=list) # clauses for the line that is printed
     odd: list = field(default_factory=list) # sentences for warnings
     columns: dict = field(default_factory=dict) # {name: n texts} of a table's other columns
     unreadable: list = field(default_factory=list) # sentences on images that could not be read
-    sizes: Counter = field(default_factory=Counter) # {'48×48': number of source images of that size}, if they were looked at
+    sizes: Counter = field(default_factory=Counter) # {'48×48': images in the source}, if they were looked at
     form: str = '' # what the source is
 
 # %% ../nbs/11_readers.ipynb #247840c4
-# how a set is read: size in pixels, class names, synonyms or not, what is done with images that are not square, leave out what cannot be read
+# how a set is read: size in pixels, class names, synonyms or not, what is done with images that are not square,
+# and whether images that cannot be read are left out
 Choices = namedtuple('Choices', 'size vocab synonyms fit skip', defaults=(48, None, True, 'crop', False))
 
 # %% ../nbs/11_readers.ipynb #6d49ae2d
@@ -65,7 +68,7 @@ def _name_classes(texts, vocab, synonyms, where):
     if vocab is not None:
         known = {class_names([v], synonyms)[v].casefold(): v for v in vocab}
         odd = next((i for i,t in enumerate(texts) if named[t].casefold() not in known), None)
-        if odd is not None: raise ValueError(f'{where(odd)} has label {texts[odd]!r}: classes are {", ".join(vocab)}')
+        if odd is not None: raise ValueError(f'{where(odd)} has label {quoted(repr(texts[odd]))}: classes are {", ".join(vocab)}')
         named = {t: known[n.casefold()] for t,n in named.items()}
     vocab = _vocab_of(named.values()) if vocab is None else tuple(vocab)
     index = {v: i for i,v in enumerate(vocab)}
@@ -77,18 +80,21 @@ def _name_classes(texts, vocab, synonyms, where):
 def _names_of_numbers(numbers, vocab, words, where):
     "The class name of each number"
     if words is not None:
-        pairs = set(zip(numbers, map(class_names(words).get, words)))
+        pairs = set(zip(numbers, (w.strip().casefold() for w in words)))
         if not len(pairs)==len(set(numbers))==len({name for _,name in pairs}):
-            raise ValueError(f'{where(0)} and others: the numbers and the names of the classes do not go together one to one')
+            raise ValueError(f'{where(0)} and others: the numbers and the names of the classes '
+                             'do not go together one to one')
         return words,None
     names = EMOTIONS if vocab is None else tuple(vocab)
     odd = next((i for i,n in enumerate(numbers) if not 0<=n<len(names)), None)
     if odd is not None and vocab is None:
-        raise ValueError(f'{where(odd)} has label {numbers[odd]}: emotions go from 0 (angry) to 6 (neutral); for other classes give their '
+        raise ValueError(f'{where(odd)} has label {numbers[odd]}: emotions go from 0 (angry) to 6 (neutral); '
+                         'for other classes give their '
                          f'names in the order of the numbers, as in vocab=({", ".join(map(repr, EMOTIONS[:2]))}, …)')
-    if odd is not None: raise ValueError(f'{where(odd)} has label {numbers[odd]}, and only {len(names)} classes: give vocab')
-    guess = None if vocab is not None else f"labels are numbers: FER2013's order is assumed ({', '.join(EMOTIONS)}); give vocab if it is another"
-    return [names[n] for n in numbers],guess
+    if odd is not None:
+        raise ValueError(f'{where(odd)} has label {numbers[odd]}, and only {len(names)} classes: give vocab')
+    guess = f"labels are numbers: FER2013's order is assumed ({', '.join(EMOTIONS)}); give vocab if it is another"
+    return [names[n] for n in numbers],guess if vocab is None else None
 
 # %% ../nbs/11_readers.ipynb #3399f9d0
 def _table_labels(texts, vocab, words, synonyms, where):
@@ -96,10 +102,12 @@ def _table_labels(texts, vocab, words, synonyms, where):
     numbers = [whole_number(t) for t in texts]
     odd = next((i for i,n in enumerate(numbers) if (n is None)!=(numbers[0] is None)), None)
     if odd is not None and not (vocab and set(texts)<=set(vocab)):
-        raise ValueError(f'{where(odd)} has label {texts[odd]!r}, others are {"names" if numbers[0] is None else "numbers"} such as {texts[0]!r}: '
+        raise ValueError(f'{where(odd)} has label {quoted(repr(texts[odd]))}, '
+                         f'others are {"names" if numbers[0] is None else "numbers"} such as {texts[0]!r}: '
                          'give numbers or names; something that is not a whole number is no label')
     guess = None
-    if numbers[0] is not None and not (vocab and set(texts)<=set(vocab)): texts,guess = _names_of_numbers(numbers, vocab, words, where)
+    if numbers[0] is not None and not (vocab and set(texts)<=set(vocab)):
+        texts,guess = _names_of_numbers(numbers, vocab, words, where)
     labels,vocab,said = _name_classes(texts, vocab, synonyms, where)
     return labels,vocab,said,guess
 
@@ -114,14 +122,16 @@ def _table_parts(texts, column, where):
     odd = next((i for i,t in enumerate(texts) if t not in known), None)
     if odd is not None:
         what = column if column.lower() in ('usage', 'split') else f'split (column {column})'
-        raise ValueError(f'{where(odd)} has {what} {texts[odd]!r}: it must be one of {", ".join(USAGES)}, or train, valid and test')
+        raise ValueError(f'{where(odd)} has {what} {quoted(repr(texts[odd]))}: it must be one of {", ".join(USAGES)}, or train, '
+                         'valid and test')
     return np.array([known[t] for t in texts])
 
 # %% ../nbs/11_readers.ipynb #7d41300a
 def _is_split(texts, column):
-    "Is a column of parts; one that is called set or part may be something else, and then no word in it is one for a part"
+    "Is a column of parts: one that is called set or part may be something else, without a word for a part in it"
     found = set(texts)
-    return column.lower() in ('usage', 'split', 'part of the file') or bool(parts_of(list(found))) or any(map(looks_like_split, found))
+    sure = column.lower() in ('usage', 'split', 'part of the file')
+    return sure or bool(parts_of(list(found))) or any(map(looks_like_split, found))
 
 # %% ../nbs/11_readers.ipynb #0735066d
 def _check_classes(labels, usage, vocab, source):
@@ -144,7 +154,8 @@ def _groups_of(parsed, groups):
         raise ValueError(f'there is no column {groups}, only {", ".join(parsed.columns) or "none"}: '
                          'groups is a column, the number of a folder in the path, or a function of the name')
     try: return np.array([n.split('/')[groups] for n in parsed.names])
-    except IndexError as e: raise ValueError(f'not every path has a folder number {groups}, such as {parsed.names[0]}') from e
+    except IndexError as e:
+        raise ValueError(f'not every path has a folder number {groups}, such as {parsed.names[0]}') from e
 
 # %% ../nbs/11_readers.ipynb #0585d075
 SPLITS = {
@@ -168,8 +179,10 @@ def _warn_of_twins(parsed, usage):
     rows = np.flatnonzero(other>=0)
     if len(rows):
         a,b = rows[0],other[rows[0]]
-        warnings.warn(f'{len(rows):,} of {int((usage>0).sum()):,} images outside of Training have a near twin in another part that was drawn, such as '
-                      f'{parsed.names[a]} and {parsed.names[b]}: frames of one video? Keep them together with groups=', stacklevel=4)
+        warnings.warn(f'{len(rows):,} of {int((usage>0).sum()):,} images outside '
+                      'of Training have a near twin in another part that was drawn, such as '
+                      f'{parsed.names[a]} and {parsed.names[b]}: frames of one video? '
+                      'Keep them together with groups=', stacklevel=4)
 
 # %% ../nbs/11_readers.ipynb #e3a3b462
 def _counts(texts, values, most=12):
@@ -181,21 +194,23 @@ def _counts(texts, values, most=12):
 def finish_set(
     parsed:Parsed, # what was read
     source:Path, # what to call it
-    groups=None, # what stays together where parts are drawn: a column, number of a folder in the path, or function of the name
+    groups=None, # what stays together where parts are drawn: a column, number of a folder in the path, function of the name
 )->FERData: # all of it, with parts
     "Draw what is missing, look at the classes, and say in one line what the set is"
     for sentence in parsed.odd: warnings.warn(sentence, stacklevel=3)
     kept = _groups_of(parsed, groups)
-    usage = fill_usage(parsed.labels, parsed.parts, kept)
+    whole = parsed.published or (parsed.parts>0).any() and not (parsed.parts==0).any()
+    usage = parsed.parts.astype(np.uint8) if whole else fill_usage(parsed.labels, parsed.parts, kept)
     drawn = (usage!=np.where(parsed.parts<0, 0, parsed.parts)).any() or parsed.parts[0]<0
     _check_classes(parsed.labels, usage, parsed.vocab, source)
     if drawn and kept is None: _warn_of_twins(parsed, usage)
-    known = known_split(np.bincount(usage, minlength=3))
+    known = parsed.how and known_split(np.bincount(parsed.parts, minlength=3))
     how = parsed.how if not drawn else f'{parsed.how}, the rest drawn' if parsed.how else 'drawn'
     clauses = [f'{len(usage):,} images', f'{len(parsed.vocab)} classes: {_counts(parsed.vocab, parsed.labels)}',
                f'parts {how}: {_counts(USAGES, usage)}' + (f' ({known})' if known else ''), *parsed.said]
     print(f'{Path(source).name}: {"; ".join(clauses)}')
-    data = FERData(torch.from_numpy(parsed.images), torch.from_numpy(parsed.labels), torch.from_numpy(usage), parsed.names, parsed.vocab)
+    tensors = map(torch.from_numpy, (parsed.images, parsed.labels, usage))
+    data = FERData(*tensors, parsed.names, parsed.vocab)
     return data if kept is None else data.with_columns(groups=kept)
 
 # %% ../nbs/11_readers.ipynb #18de390a
@@ -222,21 +237,24 @@ def _refuse_bad(bad, n, skip):
     "Unreadable images are an error, or with `skip` a list of sentences"
     if bad and not skip:
         first = next(iter(bad.values()))
-        raise type(first)(str(first) + (f' ({len(bad):,} of {n:,} images cannot be read)' if len(bad)>1 else '')) from first
+        raise type(first)(str(first) + (f' ({len(bad):,} of {n:,} images cannot '
+                                        'be read)' if len(bad)>1 else '')) from first
     return [str(e) for e in bad.values()]
 
-# %% ../nbs/11_readers.ipynb #1cb5df07
-_beside = ('.txt', '.md', '.csv', '.json', '.xml', '.html', '.pdf', '.py', '.ipynb', '.yaml', '.yml', '.log', '.tsv', '.xlsx', '.mat', '.bib')
+# %% ../nbs/11_readers.ipynb #4433c723
+_beside = tuple('.txt .md .csv .tsv .json .xml .html .pdf .py .ipynb .yaml .yml .log .xlsx .mat .bib'.split())
 
 def _check_folders(files, images, source):
     "A folder beside those of the classes in which nothing could be read is a class that is missing"
-    full = {'/'.join(n.split('/')[:i]) for n in images for i in range(1, n.count('/')+1)}
+    def above(names): return {'/'.join(n.split('/')[:i]) for n in names for i in range(1, n.count('/')+1)}
+    full = above(images)
     places = {n.rsplit('/', 2)[0] if n.count('/')>1 else '' for n in images}
-    others = {'/'.join(n.split('/')[:i]) for n in files.names if not n.lower().endswith(_beside) for i in range(1, n.count('/')+1)}
+    others = above(n for n in files.names if not n.lower().endswith(_beside))
     explicit = [f for f in files.folders if f and not any(n.startswith(f'{f}/') for n in files.names)]
     empty = sorted(f for f in {*others,*explicit} - full if (f.rsplit('/', 1)[0] if '/' in f else '') in places)
     if empty:
-        raise ValueError(f'{source} has no image of {", ".join(f.split("/")[-1] for f in empty)}: remove the empty folder or add images '
+        raise ValueError(f'{source} has no image of {", ".join(f.split("/")[-1] for f in empty)}: '
+                         'remove the empty folder or add images '
                          f'(endings that are read: {", ".join(image_suffixes)})')
 
 # %% ../nbs/11_readers.ipynb #8b108ff4
@@ -244,14 +262,18 @@ def _left_out(files, used):
     "What was not read, as a sentence"
     other = [n for n in files.names if n not in used and not n.lower().endswith(_beside)]
     why = {k: v for k,v in {**files.left_out, 'files that are no images': other}.items() if v}
-    return [f'{files.source}: left out ' + '; '.join(f'{len(v):,} {k}, such as {v[0]}' for k,v in why.items())] if why else []
+    if not why: return []
+    return [f'{files.source}: left out ' + '; '.join(f'{len(v):,} {k}, such as {v[0]}' for k,v in why.items())]
+
+# %% ../nbs/11_readers.ipynb #d9e0425e
+def _published(paths, how):
+    "Do the file names begin with FER2013's own words for parts, as those of Kaggle and of `write_kaggle` do"
+    return how=='by the file names' and all(p.rsplit('/', 1)[-1].split('_')[0] in USAGES for p in paths)
 
 # %% ../nbs/11_readers.ipynb #32737dfc
 def _size_of(content):
-    "Width and height of an image file as a text, in a list; nothing if it cannot be read"
-    try:
-        with Image.open(io.BytesIO(content)) as image: return [f'{image.width}×{image.height}']
-    except (*damaged, SyntaxError): return []
+    "Width and height of an image file as a text, in a list"
+    with Image.open(io.BytesIO(content)) as image: return [f'{image.width}×{image.height}']
 
 # %% ../nbs/11_readers.ipynb #15abc5de
 def _read_images(files, choices):
@@ -263,16 +285,19 @@ def _read_images(files, choices):
     layout,odd = read_layout(paths),_left_out(files, set(paths))
     _check_folders(files, paths, files.source)
     kept = [i for i,c in enumerate(layout.classes) if not is_missing(c)]
-    if len(kept)<len(paths): odd.append(f'{len(paths)-len(kept):,} images are in a folder that means no label: they are left out')
+    if len(kept)<len(paths):
+        odd.append(f'{len(paths)-len(kept):,} images are in a folder that means no label: they are left out')
     paths,texts,parts = ([x[i] for i in kept] for x in (paths, layout.classes, layout.parts))
     labels,vocab,said = _name_classes(texts, choices.vocab, choices.synonyms, lambda i: paths[i])
     sizes = Counter()
     def image(i):
         content = read_file(files, paths[i])
+        face = read_image(io.BytesIO(content), choices.size, f'{files.source}: {paths[i]}', choices.fit)
         if choices.skip: sizes.update(_size_of(content))
-        return read_image(io.BytesIO(content), choices.size, f'{files.source}: {paths[i]}', choices.fit)
+        return face
     images,bad,converted = _decode(len(paths), image, choices.size, f'reading {Path(files.source).name}')
-    parsed = Parsed(images, labels, np.array(parts), paths, vocab, layout.how, said, odd+converted, sizes=sizes, form='images in class folders')
+    parsed = Parsed(images, labels, np.array(parts), paths, vocab, layout.how, _published(paths, layout.how), said,
+                    odd+converted, sizes=sizes, form='images in class folders')
     parsed.unreadable = _refuse_bad(bad, len(paths), choices.skip)
     return _without(parsed, bad)
 
@@ -318,9 +343,11 @@ def _columns_of(header, source):
     wide = [h for h in header if re.fullmatch(r'(pixel|px|p)?[ _]?\d+', str(h), re.I)]
     wide = wide if len(wide)>=64 and found['pixels'] is None else []
     if found['label'] is None: found['label'],found['class_name'] = found['class_name'],None
-    missing = [name for name,there in (('emotion', found['label']), ('pixels', found['pixels'] or wide or found['image'])) if not there]
+    there = dict(emotion=found['label'], pixels=found['pixels'] or wide or found['image'])
+    missing = [name for name,columns in there.items() if not columns]
     if missing:
-        raise ValueError(f'{source} has no column {" and ".join(missing)}, only {", ".join(map(str, header[:20]))}: is it fer2013.csv?')
+        raise ValueError(f'{source} has no column {" and ".join(missing)}, only {quoted(", ".join(map(str, header[:20])), 200)}: '
+                         'is it fer2013.csv?')
     return found,wide
 
 # %% ../nbs/11_readers.ipynb #7fe23831
@@ -368,8 +395,10 @@ def _resized(images, size):
 # %% ../nbs/11_readers.ipynb #3188d562
 def _table_set(table, found, images, choices, where, missing, source, numbers_are_names=False):
     "A set from the columns of a table: {name: n texts}"
-    vocab,texts,words = choices.vocab,list(table[found['label']]),found['class_name'] and list(table[found['class_name']])
-    if numbers_are_names and vocab is None and words is None: vocab = _vocab_of(str(whole_number(t) if whole_number(t) is not None else t) for t in texts)
+    vocab,texts = choices.vocab,list(table[found['label']])
+    words = found['class_name'] and list(table[found['class_name']])
+    if numbers_are_names and vocab is None and words is None:
+        vocab = _vocab_of(str(whole_number(t) if whole_number(t) is not None else t) for t in texts)
     labels,vocab,said,guess = _table_labels(texts, vocab, words, choices.synonyms, where)
     parts,how = np.full(len(texts), -1),None
     if found['split'] and _is_split(table[found['split']], found['split']):
@@ -379,7 +408,8 @@ def _table_set(table, found, images, choices, where, missing, source, numbers_ar
     odd = [f'{source}: {missing:,} of {missing+len(texts):,} rows have no label and are left out'] if missing else []
     if guess and set(vocab)!=set(EMOTIONS): odd.append(guess)
     names = list(table[name]) if name else [str(i) for i in range(len(texts))]
-    return Parsed(images, labels, parts, names, vocab, how, said, odd, {k: list(v) for k,v in table.items()})
+    published = how is not None and found['split']=='Usage' and set(table['Usage'])<=set(USAGES)
+    return Parsed(images, labels, parts, names, vocab, how, published, said, odd, {k: list(v) for k,v in table.items()})
 
 # %% ../nbs/11_readers.ipynb #b271895c
 def from_csv(
@@ -392,7 +422,8 @@ def from_csv(
 )->FERData: # all rows of the file that have a label
     "Read a csv with the columns emotion, pixels and (if the split is to be kept) Usage"
     path = Path(path)
-    return finish_set(_read_csv(path.read_bytes(), str(path), Choices(size, vocab, synonyms, fit), _beside_file(path)), path, groups)
+    choices = Choices(size, vocab, synonyms, fit)
+    return finish_set(_read_csv(path.read_bytes(), str(path), choices, _beside_file(path)), path, groups)
 
 # %% ../nbs/11_readers.ipynb #c95babc0
 def _beside_file(path):
@@ -410,7 +441,9 @@ def _pixels(value, choices, read, name, whites):
         except ValueError as e: raise ValueError(f'{name}: {e}') from e
     if isinstance(value, (str, Path)):
         try: content = read(str(value))
-        except OSError as e: raise FileNotFoundError(f'{name}: no image at {value} ({type(e).__name__}): check the path, and the folder it begins in') from e
+        except OSError as e:
+            raise FileNotFoundError(f'{name}: no image at {value} ({type(e).__name__}): check the path, '
+                                    'and the folder it begins in') from e
         return read_image(io.BytesIO(content), choices.size, f'{name}, {value}', choices.fit)
     raise ValueError(f'{name} is a {type(value).__name__}: give a path, an array, a PIL image, or the bytes of a file')
 
@@ -428,11 +461,14 @@ def _read_frame(frame, found, source, choices, read, where, numbers_are_names=Fa
     missing = len(frame)-sum(labelled)
     frame,places = frame[labelled],[i for i,l in enumerate(labelled) if l]
     if not len(frame): raise ValueError(f'{source} has no row with a label')
-    table = {str(c): [_text(v) for v in frame[c]] for c in frame if c!=image or all(isinstance(v, (str, Path)) for v in frame[c])}
+    texts = [c for c in frame if c!=image or all(isinstance(v, (str, Path)) for v in frame[c])]
+    table = {str(c): [_text(v) for v in frame[c]] for c in texts}
     values = frame[image].tolist()
     whites = whites_of(values)
     def one(i):
-        if found['pixels'] and isinstance(values[i], str): return _resized(_square(parse_pixels(values[i], where(places[i])), where(places[i]), None)[None], choices.size)[0]
+        if found['pixels'] and isinstance(values[i], str):
+            row = where(places[i])
+            return _resized(_square(parse_pixels(values[i], row), row, None)[None], choices.size)[0]
         return _pixels(values[i], choices, read, f'{where(places[i])}, {image}', whites)
     images,bad,converted = _decode(len(frame), one, choices.size, f'reading {source}')
     if found['pixels']: table.pop(str(image), None)
@@ -448,14 +484,15 @@ def _read_csv_of_paths(rows, header, source, choices, read):
     if not rows: raise ValueError(f'{source} has a header and no rows: download it again')
     frame = pd.DataFrame([f for _,f in rows], columns=header, dtype=object)
     found = _columns_of(header, source)[0]
-    return _read_frame(frame, found, source, choices, read, lambda i: rows[i][0], numbers_are_names=found['label'].lower()!='emotion', form='a csv file with paths')
+    own = found['label'].lower()!='emotion'
+    return _read_frame(frame, found, source, choices, read, lambda i: rows[i][0], own, 'a csv file with paths')
 
 # %% ../nbs/11_readers.ipynb #4820e768
 def from_frame(
     frame:pd.DataFrame, # a row for each face
     image:str=None, # column with paths, arrays, PIL images, or dicts with the bytes of a file; looked for if None
     label:str=None, # column with class names, or numbers; looked for if None
-    split:str=None, # column with train, valid and test, or with `USAGES`; looked for if None, parts are drawn if there is none
+    split:str=None, # column with train, valid and test, or with `USAGES`; looked for if None, drawn if there is none
     vocab:tuple=None, # class names in label order; those in the column, sorted, if None
     folder:Path='.', # what paths are relative to
     size:int=48, # height and width in pixels
@@ -467,7 +504,8 @@ def from_frame(
     wanted = dict(image=image or find_column(frame, 'pixels') or find_column(frame, 'image') or 'image',
                   label=label or find_column(frame, 'label') or find_column(frame, 'class_name') or 'label',
                   split=split or find_column(frame, 'split'))
-    missing,columns = ' and '.join(str(c) for c in wanted.values() if c is not None and c not in frame),', '.join(map(str, frame))
+    missing = ' and '.join(str(c) for c in wanted.values() if c is not None and c not in frame)
+    columns = ', '.join(map(str, frame))
     if missing: raise ValueError(f'the table has no column {missing}, only {columns}: name its columns')
     if not len(frame): raise ValueError('the table is empty')
     names = find_column(frame, 'class_name') if label is None else None
@@ -476,8 +514,19 @@ def from_frame(
     if split is not None: _table_parts([_text(v) for v in frame[split]], split, 'row {}'.format)
     def read(name): return (Path(folder)/name).read_bytes()
     own = not pixels and wanted['label']!='emotion'
-    parsed = _read_frame(frame.reset_index(drop=True), found, 'the table', Choices(size, vocab, synonyms, fit), read, 'row {}'.format, numbers_are_names=own)
+    choices,frame = Choices(size, vocab, synonyms, fit),frame.reset_index(drop=True)
+    parsed = _read_frame(frame, found, 'the table', choices, read, 'row {}'.format, own)
     return finish_set(parsed, 'the table', groups)
+
+# %% ../nbs/11_readers.ipynb #b4b4f34d
+def _check_metadata(file):
+    "The class list is written twice in a file: do both say the same"
+    import pyarrow as pa
+    own = file.metadata.metadata or {}
+    if b'ARROW:schema' not in own: return
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(own[b'ARROW:schema'])))
+    if (schema.metadata or {}).get(b'huggingface')!=own.get(b'huggingface'):
+        raise ValueError('its two class lists differ')
 
 # %% ../nbs/11_readers.ipynb #f3d26dde
 def _class_names(schema, label):
@@ -500,7 +549,8 @@ def _named_labels(frame, label, names, vocab, source):
                  f"({', '.join(EMOTIONS)}); give vocab if it is another")
     names = list(vocab or names)
     odd = next((n for n in numbers if n is not None and not 0<=n<len(names)), None)
-    if odd is not None: raise ValueError(f'{Path(source).name} has label {odd}, and only {len(names)} classes: give vocab')
+    if odd is not None:
+        raise ValueError(f'{Path(source).name} has label {odd}, and only {len(names)} classes: give vocab')
     return frame.assign(**{label: [t if n is None else str(names[n]) for t,n in zip(texts, numbers)]}),guess
 
 # %% ../nbs/11_readers.ipynb #1f3cdb5f
@@ -510,10 +560,13 @@ def _parquet_frame(content, source, vocab):
     except ImportError as e:
         raise ImportError("parquet files are read with pyarrow: pip install 'fer_perturb[parquet]'") from e
     try:
-        table = pq.read_table(io.BytesIO(content))
+        file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        _check_metadata(file)
+        table = file.read()
         frame = table.to_pandas()
     except (pa.ArrowException, *damaged) as e:
-        raise ValueError(f'{Path(source).name} is not a whole parquet file ({str(e).splitlines()[0] if str(e) else e}): download it again') from e
+        raise ValueError(f'{Path(source).name} '
+                         f'is not a whole parquet file ({quoted(e)}): download it again') from e
     found,_ = _columns_of(list(frame.columns), Path(source).name)
     frame,guess = _named_labels(frame, found['label'], _class_names(table.schema, found['label']), vocab, source)
     return frame,found,guess
@@ -524,7 +577,9 @@ def _file_part(frame):
     if 'split' in frame and _is_split(frame['split'].map(_text), 'set'):
         parts = [_table_parts([_text(v) for v in frame[c]], c, 'row {}'.format) for c in ('part of the file', 'split')]
         odd = np.flatnonzero(parts[0]!=parts[1])
-        if len(odd): raise ValueError(f'row {odd[0]} is in {frame["part of the file"][odd[0]]} by its file, and {frame["split"][odd[0]]} by its column: make them agree')
+        if len(odd):
+            raise ValueError(f'row {odd[0]} is in {frame["part of the file"][odd[0]]} by its file, '
+                             f'and {frame["split"][odd[0]]} by its column: make them agree')
     return 'part of the file'
 
 # %% ../nbs/11_readers.ipynb #6511ab5a
@@ -542,7 +597,9 @@ def _read_parquet(files, choices):
     frame = pd.concat(frames, ignore_index=True)
     found = {kind: kind if kind in frame else None for kind in COLUMNS}
     if how: found['split'] = _file_part(frame)
-    parsed = _read_frame(frame, found | dict(class_name=None), Path(files.source).name, choices, _beside_file(files.source), 'row {}'.format, form=f'parquet, {len(names)} files')
+    source,read = Path(files.source).name,_beside_file(files.source)
+    parsed = _read_frame(frame, found | dict(class_name=None), source, choices, read, 'row {}'.format,
+                         form=f'parquet, {len(names)} files')
     parsed.how,parsed.odd = how or parsed.how,guesses[:1] + parsed.odd
     return parsed
 
@@ -571,7 +628,9 @@ def _read_datasets(source, choices):
     sets = dict(source) if hasattr(source, 'keys') else {str(getattr(source, 'split', None) or ''): source}
     parts,frames,guesses = parts_of(list(sets)),[],[]
     odd = [k for k in sets if k not in parts]
-    if odd and len(sets)>1: raise ValueError(f'a split is called {", ".join(odd)}: call splits train, validation and test, or give one of them')
+    if odd and len(sets)>1:
+        raise ValueError(f'a split is called {", ".join(odd)}: call splits train, validation and test, '
+                         'or give one of them')
     for key,rows in sets.items():
         frame = rows.to_pandas()
         found,_ = _columns_of(list(frame.columns), 'the data set')
@@ -642,16 +701,16 @@ def read_faces(
     try:
         with np.load(path, allow_pickle=False) as z: arrays = {name: z[name] for name in z}
     except FileNotFoundError: raise
-    except damaged as e: raise ValueError(f'{path} is not a whole file of save_faces ({e}): write it again') from e
+    except damaged as e: raise ValueError(f'{path} is not a whole file of save_faces ({quoted(e)}): write it again') from e
     columns = {name.removeprefix('column_'): values for name,values in arrays.items() if name.startswith('column_')}
-    missing = [n for n,there in (('vocab', 'vocab' in arrays), ('images', 'images' in columns), ('labels', 'labels' in columns)) if not there]
+    missing = [name for name in ('vocab', 'column_images', 'column_labels') if name not in arrays]
     if missing: raise ValueError(f'{path} has no {" and no ".join(missing)}: it was not written by save_faces')
     vocab = tuple(str(v) for v in np.ravel(arrays['vocab']))
     try:
         images = torch.from_numpy(columns.pop('images'))
-        return FERData(images, columns.pop('labels'), vocab=EMOTIONS if vocab==EMOTIONS else vocab).with_columns(**columns)
+        return FERData(images, columns.pop('labels'), vocab=vocab).with_columns(**columns)
     except (TypeError, RuntimeError, IndexError, AttributeError) as e:
-        raise ValueError(f'{path} was not written by save_faces ({e})') from e
+        raise ValueError(f'{path} was not written by save_faces ({quoted(e)})') from e
 
 # %% ../nbs/11_readers.ipynb #f5e49735
 def cache_folder()->Path: # $FER_PERTURB_CACHE, or fer_perturb in the user's cache folder
@@ -689,15 +748,17 @@ def _digest(arrays):
 # %% ../nbs/11_readers.ipynb #6a709168
 def _keep(parsed, path):
     "Write a set to the cache; a folder that cannot be written costs the cache, and a warning says so"
-    texts = dict(vocab=parsed.vocab, how=parsed.how, said=parsed.said, odd=parsed.odd, columns=parsed.columns, names=parsed.names)
-    arrays = dict(images=parsed.images, labels=parsed.labels, parts=parsed.parts, texts=np.frombuffer(json.dumps(texts).encode(), np.uint8))
+    names = 'vocab', 'how', 'published', 'said', 'odd', 'columns', 'names'
+    texts = json.dumps({name: getattr(parsed, name) for name in names}).encode()
+    arrays = dict(images=parsed.images, labels=parsed.labels, parts=parsed.parts, texts=np.frombuffer(texts, np.uint8))
     try:
         if path.is_dir(): _remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
         with write_beside(path) as part, open(part, 'wb') as f: np.savez(f, digest=np.array(_digest(arrays)), **arrays)
     except OSError as e:
-        warnings.warn(f'the cache in {path.parent} cannot be written ({e.strerror or e}): the next start reads the source again; '
+        warnings.warn(f'the cache in {path.parent} cannot be written ({e.strerror or e}): '
+                      'the next start reads the source again; '
                       'free some space, or set $FER_PERTURB_CACHE to another folder', stacklevel=4)
 
 # %% ../nbs/11_readers.ipynb #0a45091f
@@ -727,7 +788,8 @@ def _choose_csv(files, kind):
     fit = [n for n in texts if kinds[n][0]==kind]
     split = [n for n in fit if kinds[n][1]]
     chosen = split if len(split)==1 else fit
-    if len(split)>1: raise ValueError(f'{files.source} holds several tables ({", ".join(split)}): give one of them, unpacked')
+    if len(split)>1:
+        raise ValueError(f'{files.source} holds several tables ({", ".join(split)}): give one of them, unpacked')
     return {n: texts[n] for n in chosen}
 
 # %% ../nbs/11_readers.ipynb #471ed59f
@@ -738,10 +800,11 @@ def _together(sets, parts, how):
     labels = np.concatenate([np.array([index[v] for v in s.vocab])[s.labels] for s in sets])
     parts = np.concatenate([s.parts if p<0 else np.full(len(s.labels), p) for s,p in zip(sets, parts)])
     shared = set.intersection(*(set(s.columns) for s in sets))
-    names = [n for s in sets for n in s.names] if len({n for s in sets for n in s.names})==len(labels) else [str(i) for i in range(len(labels))]
-    return Parsed(np.concatenate([s.images for s in sets]), labels, parts, names, vocab, how, sum((s.said for s in sets), []),
-                  list(dict.fromkeys(sum((s.odd for s in sets), []))), {c: sum((s.columns[c] for s in sets), []) for c in shared},
-                  sum((s.unreadable for s in sets), []))
+    def joined(name): return sum((getattr(s, name) for s in sets), [])
+    names = joined('names') if len(set(joined('names')))==len(labels) else [str(i) for i in range(len(labels))]
+    columns = {c: sum((s.columns[c] for s in sets), []) for c in shared}
+    return Parsed(np.concatenate([s.images for s in sets]), labels, parts, names, vocab, how, False, joined('said'),
+                  list(dict.fromkeys(joined('odd'))), columns, joined('unreadable'), form=sets[0].form)
 
 # %% ../nbs/11_readers.ipynb #0d86a593
 def _read_csvs(files, texts, choices):
@@ -749,18 +812,22 @@ def _read_csvs(files, texts, choices):
     sets = [_read_csv(t, f'{files.source}/{n}', choices, _file_beside(files, n)) for n,t in texts.items()]
     if len(sets)==1: return sets[0]
     parts,how = find_parts([n.split('/')[:-1] for n in texts], [n.split('/')[-1] for n in texts])
-    if how is None: raise ValueError(f'{files.source} holds several tables ({", ".join(texts)}), and their names say no parts: give one of them')
+    if how is None:
+        raise ValueError(f'{files.source} holds several tables ({", ".join(texts)}), and their names say no parts: '
+                         'give one of them')
     return _together(sets, parts, how)
 
 # %% ../nbs/11_readers.ipynb #73a1631a
 def _has_emotions(files):
     "Do the folders name an emotion for each image, so that a table beside them is not needed"
-    try: return all(known_class(c) for c in read_layout([n for n in files.names if n.lower().endswith(image_suffixes)]).classes)
+    try:
+        paths = [n for n in files.names if n.lower().endswith(image_suffixes)]
+        return all(known_class(c) for c in read_layout(paths).classes)
     except ValueError: return False
 
 # %% ../nbs/11_readers.ipynb #3922bc31
 def _file_beside(files, table):
-    "A function that reads the files that a table in the same archive names: by their path from the table, from the top, or by a name that occurs once"
+    "A function that reads a file named in a table: by its path from the table, from the top, or by a name that is alone"
     folder,last = table.rpartition('/')[0],Counter(n.rsplit('/', 1)[-1] for n in files.names)
     alone = {n.rsplit('/', 1)[-1]: n for n in files.names if last[n.rsplit('/', 1)[-1]]==1}
     def read(path):
@@ -800,7 +867,8 @@ def read_set(
     packed = head.startswith((b'PK', b'\x1f\x8b', b'\xfd7zXZ', b'BZh', b"7z\xbc\xaf", b'Rar!', b'(\xb5/\xfd'))
     if packed or path.name.lower().endswith(('.zip', '.tar', '.gz', '.tgz', '.xz', '.txz', '.bz2')):
         return _read_files(open_files(path, (*image_suffixes, *tables_suffixes)), choices)
-    if path.suffix.lower() in ('.csv', '.tsv'): return _read_csv(path.read_bytes(), str(path), choices, _beside_file(path))
+    if path.suffix.lower() in ('.csv', '.tsv'):
+        return _read_csv(path.read_bytes(), str(path), choices, _beside_file(path))
     raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: FER2013 comes as one of these')
 
 # %% ../nbs/11_readers.ipynb #70e91e11
@@ -811,31 +879,35 @@ def _through_cache(path, choices, cache):
     parsed = _kept(place) if cache else None
     if parsed is not None: return parsed
     try: parsed = read_set(path, choices)
-    except PermissionError as e: raise ValueError(f'{path} may not be opened ({e.strerror}): give yourself the right to read it') from e
+    except PermissionError as e:
+        raise ValueError(f'{path} may not be opened ({e.strerror}): give yourself the right to read it') from e
     if cache: _keep(parsed, place)
     return parsed
 
 # %% ../nbs/11_readers.ipynb #26fc102f
 def load_faces(
-    source:Path, # zip or tar file, folder, csv, parquet or .npz file; or a DataFrame, or a data set of the datasets library
+    source:Path, # zip or tar file, folder, csv, parquet or .npz file; or a DataFrame, or what the datasets library reads
     size:int=None, # height and width in pixels: 48 if None; an .npz file keeps its own
     cache:bool=True, # keep the parsed set in `cache_folder`
     vocab:tuple=None, # class names in the order of the numbers, where the source does not name them
     synonyms:bool=True, # `happiness` and `joy` are happy
     fit:str='crop', # images that are not square are cropped at the centre, or with 'letterbox' get black bars
-    groups=None, # what stays together where parts are drawn: a column, number of a folder in the path, or function of the name
+    groups=None, # what stays together where parts are drawn: a column, number of a folder in the path, function of the name
 )->FERData: # the faces, in memory
     "Read faces in whatever form they come, and say what was found"
     choices = Choices(size or 48, None if vocab is None else tuple(vocab), synonyms, fit)
-    if isinstance(source, pd.DataFrame): return from_frame(source, vocab=choices.vocab, size=choices.size, synonyms=synonyms, fit=fit, groups=groups)
-    if hasattr(source, 'to_pandas') or hasattr(source, 'keys'): return finish_set(_read_datasets(source, choices), 'the data set', groups)
+    if isinstance(source, pd.DataFrame):
+        return from_frame(source, vocab=choices.vocab, size=choices.size, synonyms=synonyms, fit=fit, groups=groups)
+    if hasattr(source, 'to_pandas') or hasattr(source, 'keys'):
+        return finish_set(_read_datasets(source, choices), 'the data set', groups)
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'nothing at {path}: give the path of the Kaggle zip, an image folder or fer2013.csv')
     if path.suffix.lower()=='.npz' and path.is_file():
         data = read_faces(path)
         if size not in (None, *data.images.shape[1:]):
-            raise ValueError(f'{path} holds faces of {"×".join(map(str, data.images.shape[1:]))} pixels, asked for is {size}: read the source anew with that size')
+            raise ValueError(f'{path} holds faces of {"×".join(map(str, data.images.shape[1:]))} pixels, '
+                             f'asked for is {size}: read the source anew with that size')
         return data
     return finish_set(_through_cache(path, choices, cache), path, groups)
 

@@ -46,7 +46,8 @@ def fill_usage(
     usage,names = np.array(usage),('Training', 'PublicTest', 'PrivateTest')
     unknown = int((usage<0).sum())
     if 0<unknown<len(usage):
-        raise ValueError(f'{unknown:,} of {len(usage):,} images name no part, the others do: name one for each, or for none')
+        raise ValueError(f'{unknown:,} of {len(usage):,} images name no part, the others do: name one for each, '
+                         'or for none')
     if unknown: usage[:] = 0
     missing = [u for u in (1,2) if not (usage==u).any()] if (usage==0).any() else []
     rng = np.random.default_rng(0)
@@ -54,8 +55,9 @@ def fill_usage(
         if groups is None: _draw(labels, usage, u, 1/(10-i), rng)
         else: _draw_groups(labels, usage, u, 1/(10-i), np.asarray(groups), rng)
     if missing:
-        warnings.warn(f'the data names no {" and no ".join(names[u] for u in missing)} part: a tenth of each class was drawn for each'
-                      + ('' if groups is None else ', in whole groups'), stacklevel=2)
+        parts = ' and no '.join(names[u] for u in missing)
+        warnings.warn(f'the data names no {parts} part: a tenth of each class was drawn for each' +
+                      ('' if groups is None else ', in whole groups'), stacklevel=2)
     return usage.astype(np.uint8)
 
 # %% ../nbs/09_split.ipynb #c0a4d169

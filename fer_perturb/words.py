@@ -16,8 +16,8 @@ _words = ('train training trn', 'valid val validation validate validating dev de
 # index into `USAGES`
 SPLIT_WORDS = {word: part for part,words in enumerate(_words) for word in words.split()}
 
-# %% ../nbs/06_words.ipynb #61038174
-_filler = ('datasets', 'dataset', 'images', 'image', 'subset', 'samples', 'split', 'faces', 'files', 'imgs', 'data', 'sets', 'set', 'img')
+# %% ../nbs/06_words.ipynb #426c87fa
+_filler = 'datasets dataset images image subset samples split faces files imgs data sets set img'.split()
 
 def split_words(
     text:str, # name of a folder or file, or a cell of a table
@@ -31,8 +31,8 @@ def split_words(
         found,tokens = found + [''.join(tokens[:take])],tokens[take:]
     return [word for word in found if word in SPLIT_WORDS]
 
-# %% ../nbs/06_words.ipynb #d5759563
-_like_split = {'trainval', 'traintest', 'fold', 'folds', 'cv', 'unlabeled', 'unlabelled', 'extra', 'unseen', 'hidden', 'query', 'gallery', 'probe'}
+# %% ../nbs/06_words.ipynb #753b2478
+_like_split = set('trainval traintest fold folds cv unlabeled unlabelled extra unseen hidden gallery probe'.split())
 
 def looks_like_split(
     text:str, # name of a folder, or a cell of a table
@@ -56,8 +56,8 @@ def parts_of(
     return {text: part(text) for text,parts in found.items() if len(parts)==1}
 
 # %% ../nbs/06_words.ipynb #032b99a0
-_synonyms = dict(angry='anger', disgust='disgusted', fear='fearful afraid scared', happy='happiness joy joyful', sad='sadness',
-                 surprise='surprised suprise suprised', neutral='neutrality', contempt='contemptuous')
+_synonyms = dict(angry='anger', disgust='disgusted', fear='fearful afraid scared', happy='happiness joy joyful',
+                 sad='sadness', surprise='surprised suprise suprised', neutral='neutrality', contempt='contemptuous')
 CLASS_SYNONYMS = {word: emotion for emotion,words in _synonyms.items() for word in words.split()}
 
 # %% ../nbs/06_words.ipynb #08cf9762

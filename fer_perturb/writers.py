@@ -34,8 +34,11 @@ def kaggle_path(
 def _check_names(vocab):
     "Can these classes be folders that are read as the same classes"
     for name in vocab:
-        odd = re.search(r'[/\\:*?"<>|\0]', name) or name!=name.strip() or is_junk(name) or is_missing(name) or split_words(name) and not known_class(name)
-        if odd: raise ValueError(f'class {name!r} cannot be the name of a folder that is read as a class: rename it, as in data.with_columns(vocab=…)')
+        odd = re.search(r'[/\\:*?"<>|\0]', name) or name!=name.strip() or is_junk(name) or is_missing(name)
+        odd = odd or split_words(name) and not known_class(name)
+        if odd:
+            raise ValueError(f'class {name!r} cannot be the name of a folder that is read as a class: '
+                             'rename it, as in data.with_columns(vocab=…)')
     same = [k for k,n in Counter(v.casefold() for v in vocab).items() if n>1]
     if same: raise ValueError(f'several classes are called {same[0]}, in other letters: rename them')
 
@@ -68,14 +71,17 @@ def write_csv(
     "Write faces as a csv with the columns emotion, pixels and Usage"
     out = Path(out)
     if out.exists(): raise ValueError(f'{out} exists: give another name, or remove it')
-    if len({*data.images.shape[1:]})!=1: raise ValueError(f'images are {tuple(data.images.shape[1:])}: a csv holds square ones only')
+    if len({*data.images.shape[1:]})!=1:
+        raise ValueError(f'images are {tuple(data.images.shape[1:])}: a csv holds square ones only')
     odd = next((v for v in data.vocab if is_missing(v)), None)
-    if odd is not None: raise ValueError(f'class {odd!r} would be read as no label: rename it, as in data.with_columns(vocab=…)')
+    if odd is not None:
+        raise ValueError(f'class {odd!r} would be read as no label: rename it, as in data.with_columns(vocab=…)')
     named,own = data.names.tolist()!=[str(i) for i in range(len(data))],data.vocab!=EMOTIONS
     with write_beside(out) as part, open(part, 'w', newline='', encoding='utf-8') as f:
         writer = csv.writer(f)
         writer.writerow(['emotion', 'pixels', 'Usage'] + ['class']*own + ['name']*named)
-        for image,label,usage,name in zip(data.images.cpu().numpy(), data.labels.tolist(), data.usage.tolist(), data.names):
+        columns = data.images.cpu().numpy(),data.labels.tolist(),data.usage.tolist(),data.names
+        for image,label,usage,name in zip(*columns):
             row = [label, ' '.join(map(str, image.ravel().tolist())), USAGES[usage]]
             writer.writerow(row + [data.vocab[label]]*own + [name]*named)
 
@@ -84,17 +90,20 @@ def _distinct(data):
     "The same faces, with names that can be files of one folder"
     stems = [kaggle_path(f.name, f.label, 'Training') for f in data]
     if len(set(stems))==len(stems): return data
-    return data.with_columns(names=[re.sub(r'[/\\]', '-', str(n).rsplit('.', 1)[0]) + f'-{i}' for i,n in enumerate(data.names)])
+    plain = [re.sub(r'[/\\]', '-', str(n).rsplit('.', 1)[0]) for n in data.names]
+    return data.with_columns(names=[f'{name}-{i}' for i,name in enumerate(plain)])
 
 # %% ../nbs/16_writers.ipynb #a9b6a37e
 def _print_defects(data, parsed):
     "Sizes, flat images, twins and unreadable files"
     sizes = ', '.join(f'{size} {n:,}' for size,n in parsed.sizes.most_common(5)) if parsed else ''
     if sizes: print(f'  sizes in the source: {sizes}' + (', …' if len(parsed.sizes)>5 else ''))
-    print(f'  read as {data.images.shape[1]}×{data.images.shape[2]} pixels; {int(flat_images(data).sum()):,} flat images (one gray value)')
+    h,w = data.images.shape[1:]
+    print(f'  read as {h}×{w} pixels; {int(flat_images(data).sum()):,} flat images (one gray value)')
     for near in (False, True):
         rows = np.bincount(data.usage.cpu()[twin_elsewhere(data, near)].numpy(), minlength=3)
-        print(f'  {"near twins" if near else "twins"} across parts: ' + ', '.join(f'{n:,} in {u}' for n,u in zip(rows, USAGES)))
+        counts = ', '.join(f'{n:,} in {u}' for n,u in zip(rows, USAGES))
+        print(f'  {"near twins" if near else "twins"} across parts: {counts}')
     bad = parsed.unreadable if parsed else []
     print(f'  unreadable files: {len(bad):,}')
     for sentence in bad[:10]: print(f'    {sentence}')

@@ -8,7 +8,6 @@ import shutil
 import struct
 import tarfile
 import zipfile
-import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -438,3 +437,76 @@ def test_a_saved_file_keeps_its_size_and_a_foreign_one_is_refused(faces, tmp_pat
     for content in (b'', b'PK', (tmp_path/'set.npz').read_bytes()[:3000]):
         (tmp_path/'odd.npz').write_bytes(content)
         with pytest.raises(ValueError, match='odd.npz is not a whole file of save_faces'): read_faces(tmp_path/'odd.npz')
+
+def made_up(faces, rng):
+    "A set with classes, parts, names and size of its own"
+    vocab = [EMOTIONS, ('happy', 'sad'), ('zebra', 'Ant', 'bee'), ('joy', 'happy', 'Fury'), tuple('0123456789'), (*EMOTIONS, 'contempt'), ('été', 'naïve')][rng.integers(7)]
+    n,k = int(rng.integers(4, 60))+len(vocab)*2,len(vocab)
+    labels = np.concatenate([np.arange(k), rng.integers(0, k, n-k)])
+    usage = np.concatenate([np.zeros(k), rng.choice([(0,1,2), (0,2), (0,1), (0,)][rng.integers(4)], n-k)]).astype(np.uint8)
+    names = [list(map(str, range(n))), [f'{i}.png' for i in range(n)], [f'train/x/Training_{i}.jpg' for i in range(n)], [f'a b/test-{i}, "x".png' for i in range(n)]][rng.integers(4)]
+    size,rows = int(rng.choice([16, 24, 48])),torch.from_numpy(rng.permutation(420)[:n])
+    images = torch.nn.functional.adaptive_avg_pool2d(faces.images[rows][:,None].float(), size)[:,0].byte()
+    order = rng.permutation(n)
+    return FERData(images[order], labels[order], usage[order], [names[i] for i in order], vocab)
+
+@pytest.mark.parametrize('seed', range(12))
+def test_what_is_written_comes_back(seed, faces, tmp_path, capsys):
+    from fer_perturb.writers import write_csv, write_kaggle
+    rng = np.random.default_rng(seed)
+    data = made_up(faces, rng)
+    size,label = data.images.shape[1],lambda d: [d.vocab[c] for c in d.labels.tolist()]
+    save_faces(data.with_columns(votes=torch.rand(len(data), 3), group=[f'g{i}' for i in range(len(data))]), tmp_path/'set.npz')
+    back = load_faces(tmp_path/'set.npz')
+    assert back.vocab==data.vocab and back.column_names==['images', 'labels', 'usage', 'names', 'votes', 'group'] and back.column('votes').dtype==torch.float32
+    write_csv(data, tmp_path/'set.csv')
+    write_kaggle(data, tmp_path/'set')
+    table,folder = load_faces(tmp_path/'set.csv', size=size, synonyms=False),load_faces(tmp_path/'set', size=size, synonyms=False)
+    where = {name.split('/')[-1].split('_', 1)[-1]: i for i,name in enumerate(folder.names.tolist())}
+    stem = [str(n).rsplit('/', 1)[-1].removeprefix('Training_').rsplit('.', 1)[0]+'.png' for n in data.names]
+    folder = folder[[where[s] for s in stem]]
+    for found in (back, table, folder):
+        assert torch.equal(found.images, data.images) and torch.equal(found.usage, data.usage) and label(found)==label(data)
+    assert back.names.tolist()==table.names.tolist()==data.names.tolist()
+
+def test_a_part_that_was_drawn_anew_survives_the_old_words(faces, tmp_path):
+    from fer_perturb.writers import write_kaggle
+    words = FERData(faces.images[:30], faces.labels[:30]%2, [0]*10+[1]*10+[2]*10, [f'test/angry/{USAGES[i%3]}_{i}.jpg' for i in range(30)], ('angry', 'sad'))
+    write_kaggle(words, tmp_path/'set')
+    assert found_in(load_faces(tmp_path/'set'))==found_in(words)
+
+@pytest.mark.parametrize('name', ['a/b', 'none', 'train', ' happy', '.x', '..'])
+def test_a_class_that_would_not_come_back_is_not_written(name, faces, tmp_path):
+    from fer_perturb.writers import write_kaggle
+    with pytest.raises(ValueError, match='cannot be the name of a folder'): write_kaggle(FERData(faces.images[:2], [0,1], vocab=(name, 'sad')), tmp_path/'set')
+    assert not list(tmp_path.iterdir())
+
+def test_the_command_tells_and_writes(faces, tmp_path, capsys):
+    from fer_perturb.cli import main
+    files,expected = files_of(faces, '{p}/{c}/anna/{i}.png', THREE, {e: e for e in EMOTIONS})
+    flat,twin = [(f'train/{e}/bob/flat.png', picture(np.full((48, 48), 7, np.uint8))) for e in EMOTIONS],('test/sad/bob/twin.png', files[0][1])
+    source = as_zip(tmp_path/'set', [*files, *flat, twin, ('test/sad/bob/torn.png', files[0][1][:200]), ('train/sad/notes.doc', b'x')])
+    for out in ('out.csv', 'out'):
+        assert main(['data', str(source), '--to', str(tmp_path/out)])==0
+        text = capsys.readouterr().out
+        for said in ('71 images; 7 classes', 'parts by the folders: Training 28, PublicTest 21, PrivateTest 22', 'form: images in class folders', '48×48 71',
+                     '7 flat images', 'twins across parts: 1 in Training, 0 in PublicTest, 1 in PrivateTest', 'unreadable files: 1', 'test/sad/bob/torn.png',
+                     'left out 1 files that are no images, such as train/sad/notes.doc', f'written: {tmp_path/out}'): assert said in text, said
+        back = found_in(load_faces(tmp_path/out))
+        assert set(expected.items())-set(back.items())<={(faces.images[0].numpy().tobytes(), ('angry', 0))} and len(back)==len(expected)+1 # a twin is there once
+    assert main(['data', str(source), '--to', str(tmp_path/'out')])==2 and 'exists' in capsys.readouterr().err
+    assert main(['data', str(tmp_path/'nowhere')])==2 and 'nothing at' in capsys.readouterr().err
+
+def test_damaged_files_end_in_a_sentence():
+    from benchmarks.mutate import run
+    counts,failures = run(360, seed=7)
+    assert not failures and sum(n for (_,outcome),n in counts.items() if outcome=='sentence')>250
+
+@pytest.mark.skipif(os.name=='nt' or os.getuid()==0, reason='root may open every folder')
+def test_a_folder_that_may_not_be_opened_is_said(faces, tmp_path):
+    files,expected = files_of(faces, '{p}/{c}/{i}.png', THREE, TWO)
+    folder = as_folder(tmp_path/'set', files+[('train/sad/more/x.png', files[0][1])])
+    (folder/'train'/'sad'/'more').chmod(0)
+    try:
+        with pytest.warns(UserWarning, match='1 folders that may not be opened, such as train/sad/more'): assert found_in(load_faces(folder))==expected
+    finally: (folder/'train'/'sad'/'more').chmod(0o755)
