@@ -21,7 +21,7 @@ from fastai.vision.all import progress_bar
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .data import USAGES, FERData
+from .data import FERData
 from .landmarks import Landmarks, find_landmarks, fit_mean_face, landmark_groups
 from .readers import load_faces
 from .writers import write_kaggle

@@ -68,7 +68,9 @@ def _name_classes(texts, vocab, synonyms, where):
     if vocab is not None:
         known = {class_names([v], synonyms)[v].casefold(): v for v in vocab}
         odd = next((i for i,t in enumerate(texts) if named[t].casefold() not in known), None)
-        if odd is not None: raise ValueError(f'{where(odd)} has label {quoted(repr(texts[odd]))}: classes are {", ".join(vocab)}')
+        if odd is not None:
+            text = quoted(repr(texts[odd]))
+            raise ValueError(f'{where(odd)} has label {text}: classes are {", ".join(vocab)}')
         named = {t: known[n.casefold()] for t,n in named.items()}
     vocab = _vocab_of(named.values()) if vocab is None else tuple(vocab)
     index = {v: i for i,v in enumerate(vocab)}
@@ -103,7 +105,7 @@ def _table_labels(texts, vocab, words, synonyms, where):
     odd = next((i for i,n in enumerate(numbers) if (n is None)!=(numbers[0] is None)), None)
     if odd is not None and not (vocab and set(texts)<=set(vocab)):
         raise ValueError(f'{where(odd)} has label {quoted(repr(texts[odd]))}, '
-                         f'others are {"names" if numbers[0] is None else "numbers"} such as {texts[0]!r}: '
+                         f'others are {"names" if numbers[0] is None else "numbers"} such as {quoted(repr(texts[0]))}: '
                          'give numbers or names; something that is not a whole number is no label')
     guess = None
     if numbers[0] is not None and not (vocab and set(texts)<=set(vocab)):
@@ -122,8 +124,8 @@ def _table_parts(texts, column, where):
     odd = next((i for i,t in enumerate(texts) if t not in known), None)
     if odd is not None:
         what = column if column.lower() in ('usage', 'split') else f'split (column {column})'
-        raise ValueError(f'{where(odd)} has {what} {quoted(repr(texts[odd]))}: it must be one of {", ".join(USAGES)}, or train, '
-                         'valid and test')
+        raise ValueError(f'{where(odd)} has {what} {quoted(repr(texts[odd]))}: '
+                         f'it must be one of {", ".join(USAGES)}, or train, valid and test')
     return np.array([known[t] for t in texts])
 
 # %% ../nbs/11_readers.ipynb #7d41300a
@@ -194,7 +196,7 @@ def _counts(texts, values, most=12):
 def finish_set(
     parsed:Parsed, # what was read
     source:Path, # what to call it
-    groups=None, # what stays together where parts are drawn: a column, number of a folder in the path, function of the name
+    groups=None, # what stays together in drawn parts: a column, number of a folder in the path, or function of the name
 )->FERData: # all of it, with parts
     "Draw what is missing, look at the classes, and say in one line what the set is"
     for sentence in parsed.odd: warnings.warn(sentence, stacklevel=3)
@@ -346,8 +348,8 @@ def _columns_of(header, source):
     there = dict(emotion=found['label'], pixels=found['pixels'] or wide or found['image'])
     missing = [name for name,columns in there.items() if not columns]
     if missing:
-        raise ValueError(f'{source} has no column {" and ".join(missing)}, only {quoted(", ".join(map(str, header[:20])), 200)}: '
-                         'is it fer2013.csv?')
+        names = quoted(', '.join(map(str, header[:20])), 200)
+        raise ValueError(f'{source} has no column {" and ".join(missing)}, only {names}: is it fer2013.csv?')
     return found,wide
 
 # %% ../nbs/11_readers.ipynb #7fe23831
@@ -418,7 +420,7 @@ def from_csv(
     vocab:tuple=None, # class names in the order of the numbers; FER2013's if None
     synonyms:bool=True, # `happiness` and `joy` are happy
     fit:str='crop', # images that are not square are cropped at the centre, or with 'letterbox' get black bars
-    groups=None, # what stays together where parts are drawn: a column, or a function of the name
+    groups=None, # what stays together where parts are drawn: a column, or a or function of the name
 )->FERData: # all rows of the file that have a label
     "Read a csv with the columns emotion, pixels and (if the split is to be kept) Usage"
     path = Path(path)
@@ -498,7 +500,7 @@ def from_frame(
     size:int=48, # height and width in pixels
     synonyms:bool=True, # `happiness` and `joy` are happy
     fit:str='crop', # images that are not square are cropped at the centre, or with 'letterbox' get black bars
-    groups=None, # what stays together where parts are drawn: a column, or a function of the name
+    groups=None, # what stays together where parts are drawn: a column, or a or function of the name
 )->FERData: # one face for each row that has a label
     "Faces from a table"
     wanted = dict(image=image or find_column(frame, 'pixels') or find_column(frame, 'image') or 'image',
@@ -701,7 +703,8 @@ def read_faces(
     try:
         with np.load(path, allow_pickle=False) as z: arrays = {name: z[name] for name in z}
     except FileNotFoundError: raise
-    except damaged as e: raise ValueError(f'{path} is not a whole file of save_faces ({quoted(e)}): write it again') from e
+    except damaged as e:
+        raise ValueError(f'{path} is not a whole file of save_faces ({quoted(e)}): write it again') from e
     columns = {name.removeprefix('column_'): values for name,values in arrays.items() if name.startswith('column_')}
     missing = [name for name in ('vocab', 'column_images', 'column_labels') if name not in arrays]
     if missing: raise ValueError(f'{path} has no {" and no ".join(missing)}: it was not written by save_faces')
@@ -827,7 +830,7 @@ def _has_emotions(files):
 
 # %% ../nbs/11_readers.ipynb #3922bc31
 def _file_beside(files, table):
-    "A function that reads a file named in a table: by its path from the table, from the top, or by a name that is alone"
+    "A function that reads a file named in a table: by its path from there, from the top, or by a name that is alone"
     folder,last = table.rpartition('/')[0],Counter(n.rsplit('/', 1)[-1] for n in files.names)
     alone = {n.rsplit('/', 1)[-1]: n for n in files.names if last[n.rsplit('/', 1)[-1]]==1}
     def read(path):
@@ -886,13 +889,13 @@ def _through_cache(path, choices, cache):
 
 # %% ../nbs/11_readers.ipynb #26fc102f
 def load_faces(
-    source:Path, # zip or tar file, folder, csv, parquet or .npz file; or a DataFrame, or what the datasets library reads
+    source:Path, # zip or tar file, folder, csv, parquet or .npz file; or a DataFrame, or a Dataset of Hugging Face
     size:int=None, # height and width in pixels: 48 if None; an .npz file keeps its own
     cache:bool=True, # keep the parsed set in `cache_folder`
     vocab:tuple=None, # class names in the order of the numbers, where the source does not name them
     synonyms:bool=True, # `happiness` and `joy` are happy
     fit:str='crop', # images that are not square are cropped at the centre, or with 'letterbox' get black bars
-    groups=None, # what stays together where parts are drawn: a column, number of a folder in the path, function of the name
+    groups=None, # what stays together in drawn parts: a column, number of a folder in the path, or function of the name
 )->FERData: # the faces, in memory
     "Read faces in whatever form they come, and say what was found"
     choices = Choices(size or 48, None if vocab is None else tuple(vocab), synonyms, fit)

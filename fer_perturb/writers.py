@@ -18,7 +18,7 @@ from .archives import is_junk
 from .data import EMOTIONS, USAGES, FERData
 from .quality import flat_images, twin_elsewhere
 from .readers import Choices, finish_set, read_faces, read_set, write_beside
-from .words import class_names, is_missing, known_class, split_words
+from .words import is_missing, known_class, split_words
 
 # %% ../nbs/16_writers.ipynb #5be09560
 def kaggle_path(
