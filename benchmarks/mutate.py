@@ -97,8 +97,14 @@ def mutated(content, other, rng):
 
 def thumbs(images): return images.reshape(len(images), -1).astype(np.float32)
 
+def states(content, label):
+    "Does a csv file itself give some image this label more often than the whole one: it has no digest, and a digit may become another"
+    encoding = next((e for e in ('utf-16', 'utf-8') if content[:2] in (b'\xff\xfe', b'\xfe\xff') or e=='utf-8'))
+    lines = content.decode(encoding, 'replace').splitlines()[1:]
+    return sum(line[:1]==str(EMOTIONS.index(label)) for line in lines)>4
+
 def judge(path, faces, lossy):
-    "What came out: 'whole', 'sentence', 'fewer, said'; or what must not: 'label', 'fewer', 'traceback'"
+    "What came out: 'whole', 'sentence', 'fewer, said', 'a digit'; or what must not: 'label', 'fewer', 'traceback'"
     said = io.StringIO()
     try:
         with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(said):
@@ -111,6 +117,7 @@ def judge(path, faces, lossy):
     nearest = distance.argmin(1)
     for i,j in enumerate(nearest):
         if distance[i,j]>(12 if lossy else 6): continue # an image that was damaged itself, as a plain tar file cannot tell
+        if data[i].label!=faces[int(j)].label and path.suffix=='.csv' and states(path.read_bytes(), data[i].label): return 'a digit',''
         if data[i].label!=faces[int(j)].label: return 'label', f'image {j} is {faces[int(j)].label}, read as {data[i].label}'
     texts = ' '.join(str(w.message) for w in caught)
     if len(data)<len(faces): return ('fewer, said', '') if 'left out' in texts else ('fewer', f'{len(data)} of {len(faces)}: {said.getvalue()} {texts}')
@@ -136,7 +143,7 @@ def run(n, seed=0, folder=None, slow=10.):
         outcome,why = judge(path, faces, '.jpg' in ending)
         if time.perf_counter()-start>slow: outcome,why = 'hang',f'{time.perf_counter()-start:.0f} s'
         counts[ending,outcome] += 1
-        if outcome not in ('whole', 'sentence', 'fewer, said'): failures.append((i, ending, way, outcome, why, content))
+        if outcome not in ('whole', 'sentence', 'fewer, said', 'a digit'): failures.append((i, ending, way, outcome, why, content))
     return counts,failures
 
 def main():
