@@ -48,18 +48,17 @@ def _row(bad): return int(bad.flatten(1).any(1).byte().argmax() if bad.ndim>1 el
 
 def _as_numbers(name, values, names):
     "Labels or parts as whole numbers that `names` has"
-    if not torch.is_tensor(values): raise ValueError(f'{name} are texts, such as {values[0]!r}: give whole numbers')
+    if not torch.is_tensor(values): raise ValueError(f'{name} are texts, such as {str(values[0])!r}: give whole numbers')
     if len(values) and (values.is_floating_point() or values.is_complex()):
         raise ValueError(f'{name} are {values.dtype}: give whole numbers')
     if len(values) and values.device.type!='meta' and not 0 <= values.min() <= values.max() < len(names):
-        odd = 'with' if name=='labels' else 'for'
-        raise ValueError(f'{name} go from {values.min()} to {values.max()}: '
-                         f'{odd} {len(names)} {"classes" if name=="labels" else "parts"} they must be in 0 to {len(names)-1}')
+        what = f'with {len(names)} classes' if name=='labels' else f'for {", ".join(names)}'
+        raise ValueError(f'{name} go from {values.min()} to {values.max()}: {what} they must be in 0 to {len(names)-1}')
     return values.to(torch.int64 if name=='labels' else torch.uint8)
 
 def _check_votes(votes):
     "Are they numbers, none of them below 0"
-    if not torch.is_tensor(votes): raise ValueError(f'votes are texts, such as {votes[0]!r}: give numbers')
+    if not torch.is_tensor(votes): raise ValueError(f'votes are texts, such as {str(votes[0])!r}: give numbers')
     if votes.device.type=='meta' or not len(votes): return
     for what,bad in {'NaN or infinite': ~votes.isfinite(), 'negative': votes<0}.items():
         if bad.any(): raise ValueError(f'votes of row {_row(bad)} are {what}: give counts or shares of at least 0')

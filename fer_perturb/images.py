@@ -43,6 +43,7 @@ def _array_of(image):
         values = np.asarray(image)
         if values.dtype==object: values = np.stack([np.stack(row) for row in values]) # as tables keep rows of pixels
     except (ValueError, TypeError) as e: raise ValueError(f'pixels are no array of numbers ({e}): give (h, w)') from e
+    if values.dtype.kind not in 'buif': raise ValueError(f'pixels are of type {values.dtype}: give numbers')
     shape = values.shape
     while values.ndim>2 and values.shape[0]==1: values = values[0]
     if values.ndim==3 and values.shape[2]==1: values = values[...,0]

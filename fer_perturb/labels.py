@@ -119,7 +119,7 @@ def ferplus(
 # %% ../nbs/14_labels.ipynb #db4c5085
 class DrawLabels(Callback):
     "Before every epoch each training image draws its label from its votes"
-    order = 20 # after the Recorder; the draw only has to precede the first batch
+    order = 100 # the last: between the draw and the first batch nothing can break off
     run_valid = False
     def before_fit(self):
         train = self.dls.train
