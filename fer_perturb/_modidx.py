@@ -820,6 +820,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_perturb.readers._through_cache': ('readers.html#_through_cache', 'fer_perturb/readers.py'),
                                      'fer_perturb.readers._together': ('readers.html#_together', 'fer_perturb/readers.py'),
                                      'fer_perturb.readers._vocab_of': ('readers.html#_vocab_of', 'fer_perturb/readers.py'),
+                                     'fer_perturb.readers._warn_of_torn': ('readers.html#_warn_of_torn', 'fer_perturb/readers.py'),
                                      'fer_perturb.readers._warn_of_twins': ('readers.html#_warn_of_twins', 'fer_perturb/readers.py'),
                                      'fer_perturb.readers._without': ('readers.html#_without', 'fer_perturb/readers.py'),
                                      'fer_perturb.readers.cache_folder': ('readers.html#cache_folder', 'fer_perturb/readers.py'),

@@ -81,8 +81,9 @@ def folder_files(
     "The files below a folder"
     path,readers,left_out,found = Path(path),{},{},[]
     def closed(e): left_out.setdefault('folders that may not be opened', []).append(os.path.relpath(e.filename, path))
-    for top,folders,names in os.walk(path, onerror=closed):
-        folders[:] = sorted(f for f in folders if not is_junk(f))
+    for top,folders,names in os.walk(path, onerror=closed, followlinks=True):
+        above = {os.path.realpath(top), *map(os.path.realpath, Path(top).parents)} # a link to one of these has no end
+        folders[:] = sorted(f for f in folders if not is_junk(f) and os.path.realpath(Path(top)/f) not in above)
         found += [(Path(top)/f).relative_to(path).as_posix() for f in folders]
         for name in names:
             file = Path(top)/name

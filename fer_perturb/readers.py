@@ -22,7 +22,7 @@ import torch
 from fastai.vision.all import progress_bar
 from PIL import Image
 
-from .archives import Files, damaged, folder_files, open_files, read_file
+from .archives import Files, archive_suffixes, damaged, folder_files, open_files, read_file
 from .data import EMOTIONS, USAGES, FERData
 from .images import image_suffixes, read_image, to_gray, whites_of
 from .layout import find_parts, read_layout
@@ -66,6 +66,8 @@ def _name_classes(texts, vocab, synonyms, where):
     "Labels, class names, and what is to be said, for the class of each image as a text"
     named = class_names(texts, synonyms)
     if vocab is not None:
+        twice = [v for v,n in Counter(vocab).items() if n>1]
+        if twice: raise ValueError(f'{twice[0]} is in vocab more than once: give each class one name')
         known = {class_names([v], synonyms)[v].casefold(): v for v in vocab}
         odd = next((i for i,t in enumerate(texts) if named[t].casefold() not in known), None)
         if odd is not None:
@@ -178,13 +180,25 @@ def known_split(
 def _warn_of_twins(parsed, usage):
     "Say it where frames of one video, or photos of one person, were drawn into two parts"
     other = twin_across(torch.from_numpy(parsed.images), usage)
-    rows = np.flatnonzero(other>=0)
+    drawn = ~np.isin(usage, parsed.parts) # of these parts nobody said anything
+    if parsed.how is None: drawn[:] = True
+    rows = np.flatnonzero((other>=0) & (drawn | drawn[other]))
     if len(rows):
         a,b = rows[0],other[rows[0]]
         warnings.warn(f'{len(rows):,} of {int((usage>0).sum()):,} images outside '
                       'of Training have a near twin in another part that was drawn, such as '
                       f'{parsed.names[a]} and {parsed.names[b]}: frames of one video? '
                       'Keep them together with groups=', stacklevel=4)
+
+# %% ../nbs/11_readers.ipynb #d866beda
+def _warn_of_torn(groups, usage):
+    "Say it where the parts that a set names tear groups apart"
+    parts = {}
+    for g,u in zip(groups.tolist(), usage.tolist()): parts.setdefault(g, set()).add(u)
+    torn = [g for g,found in parts.items() if len(found)>1]
+    if torn:
+        warnings.warn(f'{len(torn):,} of {len(parts):,} groups are in more than one part, such as {torn[0]}: '
+                      'the parts are those that the set names', stacklevel=4)
 
 # %% ../nbs/11_readers.ipynb #e3a3b462
 def _counts(texts, values, most=12):
@@ -206,6 +220,7 @@ def finish_set(
     drawn = (usage!=np.where(parsed.parts<0, 0, parsed.parts)).any() or parsed.parts[0]<0
     _check_classes(parsed.labels, usage, parsed.vocab, source)
     if drawn and kept is None: _warn_of_twins(parsed, usage)
+    if kept is not None: _warn_of_torn(kept, usage)
     known = parsed.how and known_split(np.bincount(parsed.parts, minlength=3))
     how = parsed.how if not drawn else f'{parsed.how}, the rest drawn' if parsed.how else 'drawn'
     clauses = [f'{len(usage):,} images', f'{len(parsed.vocab)} classes: {_counts(parsed.vocab, parsed.labels)}',
@@ -813,6 +828,8 @@ def _together(sets, parts, how):
 def _read_csvs(files, texts, choices):
     "The csv files of a folder or archive"
     sets = [_read_csv(t, f'{files.source}/{n}', choices, _file_beside(files, n)) for n,t in texts.items()]
+    others = [n for n in files.names if n not in texts and n.lower().endswith(('.csv', '.tsv', *archive_suffixes))]
+    if others: sets[0].said.append(f'read from {", ".join(texts)}, and not from {", ".join(others[:5])}')
     if len(sets)==1: return sets[0]
     parts,how = find_parts([n.split('/')[:-1] for n in texts], [n.split('/')[-1] for n in texts])
     if how is None:

@@ -245,7 +245,7 @@ def test_a_data_set_of_the_hub_and_a_frame_of_paths(faces, tmp_path):
     assert found_in(load_faces(tmp_path/'both'))==expected_rows(faces)
     assert found_in(load_faces(shutil.make_archive(tmp_path/'packed', 'zip', tmp_path/'both')))==expected_rows(faces)
 
-def test_tables_in_containers(faces, tmp_path):
+def test_tables_in_containers(faces, tmp_path, capsys):
     rows = table_rows(faces, words=USAGES)
     fer,bare = text_of(rows, FER).encode(),text_of([r for r in rows if r['split']=='Training'], dict(emotion='emotion', pixels='pixels')).encode()
     inner = as_tar(tmp_path/'fer2013', [('fer2013/fer2013.csv', fer), ('fer2013/README', b'hello')], 'gz').read_bytes()
@@ -254,6 +254,7 @@ def test_tables_in_containers(faces, tmp_path):
                as_zip(tmp_path/'challenge', [('train.csv', bare), ('test.csv', b'pixels\n1 2 3\n'), ('icml_face_data.csv', fer), ('fer2013.tar.gz', inner), ('example_submission.csv', b'emotion\n0\n')])]
     (tmp_path/'fer2013.csv.gz').write_bytes(gzip.compress(fer))
     for source in (*sources, tmp_path/'fer2013.csv.gz'): assert found_in(load_faces(source))==expected_rows(faces), source.name
+    assert 'read from icml_face_data.csv, and not from example_submission.csv, fer2013.tar.gz, test.csv' in capsys.readouterr().out
     parts = [(f'{w}.csv', text_of([r for r in rows if r['split']==u], dict(emotion='emotion', pixels='pixels')).encode()) for w,u in zip(('train', 'val', 'test'), USAGES)]
     assert found_in(load_faces(as_zip(tmp_path/'parts', parts)))==expected_rows(faces)
     with pytest.raises(ValueError, match='holds several tables'): load_faces(as_zip(tmp_path/'two', [('a.csv', fer), ('b.csv', fer)]))
@@ -352,6 +353,15 @@ def test_what_is_left_out_is_counted(faces, tmp_path):
     unlabelled = as_zip(tmp_path/'nan', files+[('train/nan/1.png', files[0][1]), ('train/-1/2.png', files[0][1])])
     with pytest.warns(UserWarning, match='2 images are in a folder that means no label'): assert found_in(load_faces(unlabelled))==expected
 
+@pytest.mark.skipif(os.name=='nt', reason='links need rights there')
+def test_linked_folders_are_read_and_a_loop_ends(faces, tmp_path):
+    files,expected = files_of(faces, '{p}/{c}/{i}.png', THREE, TWO)
+    real = as_folder(tmp_path/'real', files)
+    (tmp_path/'set').mkdir()
+    for part in THREE: (tmp_path/'set'/part).symlink_to(real/part)
+    (real/'train'/'sad'/'loop').symlink_to(tmp_path/'set'/'train')
+    assert found_in(load_faces(tmp_path/'set'))==expected
+
 def test_synonyms_are_said_and_can_be_switched_off(faces, tmp_path, capsys):
     files,_ = files_of(faces, '{p}/{c}/{i}.png', THREE, dict(joy='joy', happy='happy', sad='sad'))
     source = as_zip(tmp_path/'set', files)
@@ -385,6 +395,8 @@ def test_frames_of_a_video_are_seen_and_groups_keep_them_together(faces, tmp_pat
         data = load_faces(source, groups=groups)
         assert all(len(u)==1 for u in parts_of_groups(data, person).values())
         assert min(len(data.part(u)) for u in USAGES)>=5 and set(data.part('Training').labels.tolist())=={0, 1}
+    given = as_zip(tmp_path/'given', [(f'{"train" if n.endswith(("0.png", "1.png")) else "test"}/{n}', c) for n,c in frames_of(faces)])
+    with pytest.warns(UserWarning, match='12 of 12 groups are in more than one part, such as person00'): load_faces(given, groups=2)
     with pytest.raises(ValueError, match='not every path has a folder number 7'): load_faces(source, groups=7)
     with pytest.raises(ValueError, match='there is no column person'): load_faces(source, groups='person')
 
