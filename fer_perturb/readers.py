@@ -414,8 +414,9 @@ def _table_set(table, found, images, choices, where, missing, source, numbers_ar
     "A set from the columns of a table: {name: n texts}"
     vocab,texts = choices.vocab,list(table[found['label']])
     words = found['class_name'] and list(table[found['class_name']])
-    if numbers_are_names and vocab is None and words is None:
-        vocab = _vocab_of(str(whole_number(t) if whole_number(t) is not None else t) for t in texts)
+    numbers = [whole_number(t) for t in texts]
+    if numbers_are_names and vocab is None and words is None and None not in numbers: vocab = _vocab_of(map(str, numbers))
+    texts = [str(n) for n in numbers] if numbers_are_names and None not in numbers else texts
     labels,vocab,said,guess = _table_labels(texts, vocab, words, choices.synonyms, where)
     parts,how = np.full(len(texts), -1),None
     if found['split'] and _is_split(table[found['split']], found['split']):

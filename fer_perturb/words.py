@@ -32,7 +32,8 @@ def split_words(
     return [word for word in found if word in SPLIT_WORDS]
 
 # %% ../nbs/06_words.ipynb #753b2478
-_like_split = set('trainval traintest fold folds cv unlabeled unlabelled extra unseen hidden gallery probe'.split())
+_like_split = set('trainval traintest fold folds cv unlabeled unlabelled extra unseen hidden gallery probe '
+                  'exam quiz learn learning fit blind submission'.split())
 
 def looks_like_split(
     text:str, # name of a folder, or a cell of a table
