@@ -415,8 +415,9 @@ def _table_set(table, found, images, choices, where, missing, source, numbers_ar
     vocab,texts = choices.vocab,list(table[found['label']])
     words = found['class_name'] and list(table[found['class_name']])
     numbers = [whole_number(t) for t in texts]
-    if numbers_are_names and vocab is None and words is None and None not in numbers: vocab = _vocab_of(map(str, numbers))
-    texts = [str(n) for n in numbers] if numbers_are_names and None not in numbers else texts
+    own = numbers_are_names and None not in numbers
+    if own and vocab is None and words is None: vocab = _vocab_of(map(str, numbers))
+    texts = [str(n) for n in numbers] if own else texts
     labels,vocab,said,guess = _table_labels(texts, vocab, words, choices.synonyms, where)
     parts,how = np.full(len(texts), -1),None
     if found['split'] and _is_split(table[found['split']], found['split']):
