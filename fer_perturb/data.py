@@ -46,6 +46,7 @@ def _as_column(name, values, n, device):
 # %% ../nbs/10_data.ipynb #dfedfa51
 def _row(bad): return int(bad.flatten(1).any(1).byte().argmax() if bad.ndim>1 else bad.byte().argmax())
 
+# %% ../nbs/10_data.ipynb #0f34c80a
 def _as_numbers(name, values, names):
     "Labels or parts as whole numbers that `names` has"
     if not torch.is_tensor(values): raise ValueError(f'{name} are texts, such as {str(values[0])!r}: give whole numbers')
@@ -56,6 +57,7 @@ def _as_numbers(name, values, names):
         raise ValueError(f'{name} go from {values.min()} to {values.max()}: {what} they must be in 0 to {len(names)-1}')
     return values.to(torch.int64 if name=='labels' else torch.uint8)
 
+# %% ../nbs/10_data.ipynb #4d1b92db
 def _check_votes(votes):
     "Are they numbers, none of them below 0"
     if not torch.is_tensor(votes): raise ValueError(f'votes are texts, such as {str(votes[0])!r}: give numbers')

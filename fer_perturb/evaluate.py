@@ -51,12 +51,14 @@ def _orders_of(predictions):
     "The different orders of classes among these, in the order in which they come"
     return list(dict.fromkeys(tuple(p.vocab) for p in predictions if isinstance(p, Predictions) and p.vocab))
 
+# %% ../nbs/50_evaluate.ipynb #c52b8d02
 def _one_order(orders):
     "The only order of several predictions, None if there is none; an error if there are two"
     if len(orders)<2: return orders[0] if orders else None
     raise ValueError(f'predictions count their classes in different orders: {"; ".join(", ".join(o) for o in orders)}. '
                      'Bring them to one with in_order, or give vocab, the class names in the order of the labels')
 
+# %% ../nbs/50_evaluate.ipynb #fb7c40e6
 def _keeps_names(name, args, kwargs, res):
     "Does this function of a tensor leave alone what its columns, or its numbers, mean"
     if name=='argmax': return args[0].ndim==2 and (kwargs or {}).get('dim', args[1] if len(args)>1 else None) in (1,-1)

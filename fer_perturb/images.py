@@ -38,7 +38,9 @@ def white_of(
 # %% ../nbs/05_images.ipynb #3e8fa7dd
 def _array_of(image):
     "An array, tensor or nested list as an array of pixels: (h,w), or (h,w,channels)"
-    if torch.is_tensor(image): image = (image.detach().cpu().float() if image.is_floating_point() else image.detach().cpu()).numpy()
+    if torch.is_tensor(image):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
     try:
         values = np.asarray(image)
         if values.dtype==object: values = np.stack([np.stack(row) for row in values]) # as tables keep rows of pixels
@@ -47,15 +49,17 @@ def _array_of(image):
     shape = values.shape
     while values.ndim>2 and values.shape[0]==1: values = values[0]
     if values.ndim==3 and values.shape[2]==1: values = values[...,0]
-    if values.ndim==2 and values.size or values.ndim==3 and values.shape[2] in (2,3,4) and values.size: return values
-    how = 'colour comes last, as in x.permute(1, 2, 0)' if values.ndim==3 and values.shape[0] in (2,3,4) else 'give (h, w) or (h, w, 3)'
+    if values.size and (values.ndim==2 or values.ndim==3 and values.shape[2] in (2,3,4)): return values
+    first = values.ndim==3 and values.shape[0] in (2,3,4)
+    how = 'colour comes last, as in x.permute(1, 2, 0)' if first else 'give (h, w) or (h, w, 3)'
     raise ValueError(f'an array of shape {tuple(shape)} is no image: {how}')
 
+# %% ../nbs/05_images.ipynb #a8aa36f4
 def _eight_bit(values, white):
     "Numbers up to `white` as uint8"
     if white==65535: return (values.astype(np.uint32)>>8).astype(np.uint8)
-    return np.asarray(values, np.uint8) if white==255 and values.dtype.kind!='f' else (
-        (values.astype(np.float64)*(255//white)).round().clip(0, 255).astype(np.uint8))
+    if values.dtype.kind!='f' and white==255: return values.astype(np.uint8)
+    return (values.astype(np.float64)*(255//white)).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/05_images.ipynb #c25209f7
 def from_pixels(
@@ -91,6 +95,7 @@ def _upright(image):
     if turned is not image: _say('turned upright, as the EXIF orientation says')
     return turned
 
+# %% ../nbs/05_images.ipynb #d8fdc27e
 def _gray(image):
     "A PIL image of any mode as one of mode L, 8 bits"
     mode = image.mode
@@ -111,6 +116,7 @@ FITS = ('crop', 'letterbox')
 
 def _say(what): warnings.warn(f'images are converted: {what}', stacklevel=2)
 
+# %% ../nbs/05_images.ipynb #7ca3b86f
 def _square(image, size, fit):
     "A PIL image as a square of the wanted size"
     w,h = image.size
@@ -154,16 +160,15 @@ def read_image(
     if isinstance(file, (str, Path)) and not Path(file).exists(): raise FileNotFoundError(f'no image at {name}: check the path')
     try:
         with Image.open(file) as image:
-            image.load()
             frames = getattr(image, 'n_frames', 1) if image.format in ('GIF', 'TIFF', 'WEBP', 'PNG') else 1
-            if frames>1: _say('of several frames the first is taken')
-            return to_gray(image, size, fit)
+            image.load()
     except PermissionError as e: raise ValueError(f'{name} may not be read: check its rights') from e
-    except Image.DecompressionBombError as e: raise ValueError(f'{name} is too large for a photo ({e})') from e
     except UnidentifiedImageError as e: raise ValueError(f'{name} is not a readable image: it is torn, or no image') from e
-    except ValueError as e: raise ValueError(f'{name}: {e}') from e
     except Exception as e: # decoders of torn files raise nearly anything
         raise ValueError(f'{name} is not a readable image ({e}): it may be truncated; download it again or remove it') from e
+    if frames>1: _say('of several frames the first is taken')
+    try: return to_gray(image, size, fit)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from e
 
 # %% ../nbs/05_images.ipynb #a85bea5c
 image_suffixes = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.pgm')

@@ -196,6 +196,19 @@ def seen_labels(seen):
         def before_batch(self): seen.append(bool((Oracle(EMOTIONS)(self.x).argmax(1)==self.y).all()))
     return Seen()
 
+def test_a_kept_training_goes_on_in_its_own_order_only(told, tmp_path):
+    from fer_perturb.checkpoint import Checkpoint
+    class Stopped(Exception): pass
+    class Stop(Callback):
+        order = 2000
+        def after_epoch(self):
+            if self.epoch==0: raise Stopped('now')
+    with pytest.raises(Stopped): quiet(l := learner(told, EMOTIONS), lambda: l.fit(2, 0., cbs=[Checkpoint(tmp_path/'c.pt'), Stop()]))
+    with pytest.raises(ValueError, match='counts its classes as angry, disgust'): quiet(l := learner(told, SORTED), lambda: l.fit(2, 0., cbs=Checkpoint(tmp_path/'c.pt')))
+    l = learner(told, EMOTIONS)
+    quiet(l, lambda: l.fit(2, 0., cbs=Checkpoint(tmp_path/'c.pt')))
+    assert l.recorder.values[-1][2]==1
+
 def test_other_classes_are_refused_everywhere(told, tmp_path):
     smiles = FERData(told.images, (told.labels==3).long(), told.usage, vocab=('other', 'happy'))
     learn,dls = learner(told, EMOTIONS),face_block(smiles.vocab).dataloaders(smiles, bs=16)

@@ -137,6 +137,8 @@ def test_a_half_and_a_bfloat_tensor_are_near():
         found = by_predict((torch.from_numpy(FACE)/255).to(kind))
         assert np.abs(found.astype(int)-FACE).max()<=1
 
+def blank(side): return FERData(np.zeros((70, side, side), np.uint8), np.arange(70)%7, np.arange(70)//7%3)
+
 def wide(w, h):
     "A picture that is FACE in the middle, and white elsewhere"
     canvas = np.full((h, w), 255, np.uint8)
@@ -146,7 +148,8 @@ def wide(w, h):
 @pytest.mark.parametrize('w,h', [(48, 80), (80, 48), (49, 48), (48, 99)])
 def test_what_is_not_square_is_cropped_at_the_centre_or_letterboxed(w, h):
     assert np.array_equal(quietly(by_predict, wide(w, h)), FACE) and np.array_equal(quietly(by_predict, pil(wide(w, h))), FACE)
-    boxed = quietly(ToFace(max(w, h), fit='letterbox'), wide(w, h))[0].numpy()
+    dls = face_block(size=max(w, h), fit='letterbox').dataloaders(blank(max(w, h)), bs=8)
+    boxed = (quietly(dls.test_dl([wide(w, h)]).one_batch)[0]*255).round().byte()[0, 0].cpu().numpy()
     bars = boxed[:(h<w)*(w-h)//2, :] if h<w else boxed[:, :(h-w)//2]
     assert boxed.shape==(max(w, h),)*2 and (bars==0).all() and (boxed==255).sum()==(wide(w, h)==255).sum()
 
@@ -154,8 +157,9 @@ def test_a_portrait_keeps_its_proportions(tmp_path):
     "A circle stays a circle"
     y,x = np.mgrid[:120, :80]
     circle = np.where((y-60)**2 + (x-40)**2<30**2, 255, 0).astype(np.uint8)
+    from fer_perturb.images import to_gray
     for fit in ('crop', 'letterbox'):
-        found = quietly(ToFace(48, fit=fit), circle)[0].numpy()>127
+        found = quietly(to_gray, circle, fit=fit)>127
         assert abs(int(found.any(0).sum())-int(found.any(1).sum()))<=1
 
 def test_the_choice_is_said_once(tmp_path):
