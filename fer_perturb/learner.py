@@ -256,9 +256,9 @@ def perturb_learner(
 class MirrorAverage(Callback):
     "Predict from the mean over an image and its mirror image"
     order,run_train,run_valid = ReclusterCallback.order-1,False,True # views first, then each view's clusters
-    def views(self, images): return images,images.flip(-1)
+    def _views(self, images): return images,images.flip(-1)
     def before_batch(self):
-        shown = self.views(self.xb[0].as_subclass(Tensor))
+        shown = self._views(self.xb[0].as_subclass(Tensor))
         self.n_views,self.learn.xb = len(shown),(torch.cat(shown),)
     def after_pred(self): self.learn.pred = self.pred.unflatten(0, (self.n_views, -1)).mean(0)
 
@@ -268,4 +268,4 @@ class TenCrop(MirrorAverage):
     def __init__(self,
         size:int=40, # height and width of a crop in pixels
     ): self.size = size
-    def views(self, images): return ten_crop(images, [self.size, self.size])
+    def _views(self, images): return ten_crop(images, [self.size, self.size])
