@@ -94,9 +94,9 @@ def main(
     "Run a sub-command; a mistake is one sentence, not a traceback"
     options = vars(_parser().parse_args(args))
     command = options.pop('command')
-    from fer_perturb import experiments, masks, writers
-    run = dict(demo=experiments.demo, data=writers.show_data, mask=masks.mask_set, run=experiments.run_grid, runs=experiments.show_runs,
-               table=experiments.show_table, figure=experiments.save_figure)[command]
+    from fer_perturb import demo, experiments, findings, masks, writers
+    run = dict(demo=demo.demo, data=writers.show_data, mask=masks.mask_set, run=experiments.run_grid, runs=experiments.show_runs,
+               table=findings.show_table, figure=findings.save_figure)[command]
     try: result = run(**options)
     except KeyboardInterrupt:
         print('\nfer-perturb: stopped', file=sys.stderr)

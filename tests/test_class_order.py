@@ -8,10 +8,12 @@ from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner, accuracy,
 from torch import nn
 
 from fer_perturb.data import EMOTIONS, FERData
+from fer_perturb.demo import covered_report
 from fer_perturb.ensemble import ensemble_learner
 from fer_perturb.evaluate import (accuracy_change, calibration, class_accuracy, class_table, correct, macro_f1, occlusion_table,
                                   plot_confusion, predict_faces, scores, summary_table)
-from fer_perturb.experiments import Material, Place, Results, covered_report, right_of, run_loaders, seeded, write_results
+from fer_perturb.experiments import Material, Place, Results, run_loaders, seeded, write_results
+from fer_perturb.findings import right_of
 from fer_perturb.labels import DrawLabels, class_weights
 from fer_perturb.learner import face_learner
 from fer_perturb.loaders import face_block
