@@ -127,8 +127,8 @@ class DrawLabels(Callback):
         if votes is None: raise ValueError('these loaders have no votes: make them from the result of ferplus')
         if votes.shape[1:]!=(len(train.data.vocab),):
             raise ValueError(f'votes are {tuple(votes.shape)}: give one for each of {len(train.data.vocab)} classes')
-        empty = votes.sum(1)<=0
-        if empty.any(): raise ValueError(f'training image {empty.byte().argmax()} has no votes to draw from: leave it out')
+        bad = ~votes.isfinite().all(1) | (votes<0).any(1) | (votes.sum(1)<=0)
+        if bad.any(): raise ValueError(f'training image {bad.byte().argmax()} has no votes to draw from: leave it out')
     def before_train(self): self.dls.train.drawn = torch.multinomial(self.dls.train.data.column('votes').float(), 1)[:,0]
     def after_fit(self): self.dls.train.drawn = None
     def after_cancel_fit(self): self.after_fit()
