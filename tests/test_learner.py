@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import ten_crop
 from fer_perturb.attention import AttendedStage, SpatialAttention
 from fer_perturb.augment import EraseRandom, FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.learner import (BFloat16, MirrorAverage, TenCrop, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks,
+from fer_perturb.learner import (BFloat16, MirrorAverage, TenCrop, adamw, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks,
                                  quick_augment, sgd)
 from fer_perturb.loaders import face_block
 from fer_perturb.perturb import Scheme, perturbations, schemes
@@ -116,9 +116,10 @@ def test_fit_paper_lowers_the_rate_when_accuracy_stops_rising(faces):
     class Watch(Callback):
         order = 99
         def after_epoch(self): rates.append(self.opt.hypers[0]['lr'])
-    learn = face_learner(face_block().dataloaders(faces, bs=64), metrics=[Flat()])
-    with learn.no_bar(), learn.no_logging(): learn.fit_paper(8, cbs=Watch())
-    assert learn.opt.opt.defaults['nesterov'] and learn.opt.opt.defaults['momentum']==.9
+        def after_fit(self): self.optimizer = self.opt.opt.defaults
+    learn,watch = face_learner(face_block().dataloaders(faces, bs=64), metrics=[Flat()]),Watch()
+    with learn.no_bar(), learn.no_logging(): learn.fit_paper(8, cbs=watch)
+    assert watch.optimizer['nesterov'] and watch.optimizer['momentum']==.9 and learn.opt is None and learn.opt_func is adamw
     assert rates==pytest.approx([.01]*6 + [.0075]*2)
 
 class Sizes(Callback):
