@@ -167,7 +167,9 @@ def export(self:FaceLearner,
 
 # %% ../nbs/34_habits.ipynb #a5fd071f
 @patch
-def one_batch(self:FaceLearner, *args, **kwargs):
+def one_batch(self:FaceLearner,
+    *args, **kwargs # as in `Learner.one_batch`
+):
     "As fastai's; half precision ends with the batch, whatever happens"
     before,self.in_batch = torch.is_autocast_enabled('cuda'),True
     try: super(FaceLearner, self).one_batch(*args, **kwargs)
@@ -197,7 +199,9 @@ def _do_epoch_train(self:FaceLearner):
 # %% ../nbs/34_habits.ipynb #0aa6dc66
 @patch
 @delegates(Learner.fit)
-def fit(self:FaceLearner, *args, **kwargs):
+def fit(self:FaceLearner,
+    *args, **kwargs # as in `Learner.fit`
+):
     "As fastai's; after Ctrl-C or an error the learner is as it was"
     logger,callbacks = self.logger,[*self.cbs, *L(kwargs.get('cbs'))]
     try: super(FaceLearner, self).fit(*args, **kwargs)
