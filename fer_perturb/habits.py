@@ -73,12 +73,14 @@ class FaceLearner(Learner):
         dls:DataLoaders, # of images and labels
         model:nn.Module, # (b,c,h,w) -> (b,classes)
         splitter=parameter_groups, # function of the model, see `parameter_groups`
-        **kwargs
+        **kwargs # as in fastai's `Learner`
     ): super().__init__(dls, model, splitter=splitter, **kwargs)
     @property
     def dls(self): return self.__dict__['_dls']
     @dls.setter
-    def dls(self, dls): self.__dict__['_dls'] = self._adapted(dls)
+    def dls(self,
+        dls:DataLoaders, # of as many classes as before
+    ): self.__dict__['_dls'] = self._adapted(dls)
 
 # %% ../nbs/34_habits.ipynb #cb8d2ec2
 @patch
@@ -119,7 +121,7 @@ def remove_cb(self:FaceLearner,
 @delegates(save_model)
 def save(self:FaceLearner,
     file, # name, below `path/model_dir`, without an ending
-    **kwargs
+    **kwargs # the same
 )->Path: # the file
     "Weights, the optimizer's state, and what belongs to the weights"
     file,state = join_path_file(file, self.path/self.model_dir, ext='.pth'),get_model(self.model).state_dict()
@@ -134,7 +136,7 @@ def save(self:FaceLearner,
 def load(self:FaceLearner,
     file, # name, as given to `save`
     device=None, # where to load to; the loaders' if None
-    **kwargs
+    **kwargs # the same
 )->FaceLearner: # itself
     "Take them back"
     if device is None: device = getattr(self.dls, 'device', None)
@@ -153,7 +155,7 @@ def load(self:FaceLearner,
 @delegates(Learner.export)
 def export(self:FaceLearner,
     fname='export.pkl', # name of the file, below `path`
-    **kwargs
+    **kwargs # the same
 ):
     "What is needed to predict, in one file; no image, no optimizer"
     dls,opt = self.dls,self.opt
@@ -168,7 +170,8 @@ def export(self:FaceLearner,
 # %% ../nbs/34_habits.ipynb #a5fd071f
 @patch
 def one_batch(self:FaceLearner,
-    *args, **kwargs # as in `Learner.one_batch`
+    *args, # as in `Learner.one_batch`
+    **kwargs # the same
 ):
     "As fastai's; half precision ends with the batch, whatever happens"
     before,self.in_batch = torch.is_autocast_enabled('cuda'),True
@@ -200,7 +203,8 @@ def _do_epoch_train(self:FaceLearner):
 @patch
 @delegates(Learner.fit)
 def fit(self:FaceLearner,
-    *args, **kwargs # as in `Learner.fit`
+    *args, # as in `Learner.fit`
+    **kwargs # the same
 ):
     "As fastai's; after Ctrl-C or an error the learner is as it was"
     logger,callbacks = self.logger,[*self.cbs, *L(kwargs.get('cbs'))]

@@ -487,7 +487,7 @@ signs = {'works': '✓', 'refuses': 'refused', 'has none': '–'}
 
 def lines():
     "The table as it stands on the page"
-    return {name: f'| `{name}` | ' + ' | '.join(signs[found] for found in row.values()) + ' |' for name,row in table.items()
+    return {name: f'| {name} | ' + ' | '.join(signs[found] for found in row.values()) + ' |' for name,row in table.items()
             if not_tried not in row.values()}
 
 def test_the_page_has_the_table():
