@@ -75,12 +75,9 @@ class FaceLearner(Learner):
         splitter=parameter_groups, # function of the model, see `parameter_groups`
         **kwargs # as in fastai's `Learner`
     ): super().__init__(dls, model, splitter=splitter, **kwargs)
-    @property
-    def dls(self): return self.__dict__['_dls']
-    @dls.setter
-    def dls(self,
-        dls:DataLoaders, # of as many classes as before
-    ): self.__dict__['_dls'] = self._adapted(dls)
+    def _get_dls(self): return self.__dict__['_dls']
+    def _set_dls(self, dls): self.__dict__['_dls'] = self._adapted(dls)
+    dls = property(_get_dls, _set_dls)
 
 # %% ../nbs/34_habits.ipynb #cb8d2ec2
 @patch
