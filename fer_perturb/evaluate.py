@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import Learner
+from fastcore.all import patch
 from scipy.stats import binomtest
 from sklearn.metrics import ConfusionMatrixDisplay, f1_score
 from torch import Tensor
@@ -78,6 +79,14 @@ def in_order(
     place = class_order(names, vocab)
     return plain[:,place.argsort()] if plain.ndim==2 else place[plain.long()]
 
+# %% ../nbs/50_evaluate.ipynb #06d72386
+@patch
+def ordered(self:Predictions,
+    vocab:tuple, # the same class names, in the order that is wanted
+)->Predictions: # the same, with columns or numbers in that order
+    "Predictions in another order, with its names"
+    return Predictions(in_order(self, vocab), vocab)
+
 # %% ../nbs/50_evaluate.ipynb #49945f13
 def predict_faces(
     learn:Learner, # trained
@@ -87,7 +96,7 @@ def predict_faces(
     with learn.no_bar(): found = learn.get_preds(dl=learn.dls.test_dl(data, bs=512))[0].cpu().as_subclass(Tensor)
     names = getattr(learn.dls, 'vocab', None)
     if names is None: return found
-    return Predictions(in_order(Predictions(found, vocab=tuple(str(v) for v in names)), data.vocab), vocab=data.vocab)
+    return Predictions(found, names).ordered(data.vocab)
 
 # %% ../nbs/50_evaluate.ipynb #74fceb7e
 def predicted(

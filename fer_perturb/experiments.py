@@ -34,7 +34,7 @@ from .backbones import create_backbone
 from .checkpoint import Checkpoint, Claim, folder_lock
 from .data import EMOTIONS, USAGES, FERData, class_order
 from .evaluate import Predictions, predict_faces, scores
-from .forms import DoubleBatch, FormCallback, forms, hidden_share
+from .forms import DoubleBatch, FormCallback, entry, forms, hidden_share
 from .interpret import input_saliency
 from .landmarks import centre_prior, find_landmarks, landmark_groups
 from .learner import BFloat16, adamw, attention_learner, bfloat16_pays, face_learner, perturb_learner, quick_augment, sgd
@@ -160,9 +160,9 @@ def _parts():
 # %% ../nbs/52_experiments.ipynb #1f8981ba
 architectures = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')
 
-def _backbones(names=architectures):
+def _backbones():
     "Tables 1, 2 and 3: all networks, baseline and P; the baseline gets the epochs of phase 1, too"
-    return [Run(form, epochs=8, phase1_epochs=4, arch=a, probabilities=True) for a in names
+    return [Run(form, epochs=8, phase1_epochs=4, arch=a, probabilities=True) for a in architectures
         for form in ('plain', 'own', 'foreign')]
 
 # %% ../nbs/52_experiments.ipynb #b66087b8
@@ -213,8 +213,7 @@ def find_grid(
     name:str, # key of `grids`
 )->list: # of `Run`, each once, what is needed before that which needs it
     "The runs of a grid, with the attention networks that they need"
-    if name not in grids: raise ValueError(f'no grid is called {name!r}: choose one of {", ".join(grids)}')
-    return with_needs(grids[name]())
+    return with_needs(entry(grids, name, 'grid')())
 
 # %% ../nbs/52_experiments.ipynb #5b3768c9
 landmark_parts = dict(right_eye=('right_brow', 'right_eye'), left_eye=('left_brow', 'left_eye'), nose=('nose',),
@@ -393,10 +392,9 @@ def run_loaders(
     "Training images of the run, and PublicTest"
     kinds = dict(quick=quick_augment, mirror=lambda: [FaceAugment(max_rotate=0, max_zoom=1, max_shift=0,
         max_lighting=0)], none=list)
-    if run.augment not in kinds:
-        raise ValueError(f'no augmentation is called {run.augment!r}: choose one of {", ".join(kinds)}')
+    make = entry(kinds, run.augment, 'augmentation')
     rows = torch.cat([material.training_rows(run.part), material.rows['PublicTest']])
-    tfms = kinds[run.augment]() + [DoubleBatch()]*(run.form in forms and forms[run.form].twice)
+    tfms = make() + [DoubleBatch()]*(run.form in forms and forms[run.form].twice)
     block = face_block(material.faces.vocab, material.faces.images.shape[-1], batch_tfms=tfms)
     return block.dataloaders(material.faces[rows], bs=run.bs, device=device)
 

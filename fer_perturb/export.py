@@ -16,7 +16,7 @@ from fastai.vision.all import Learner, Normalize, TensorImage
 from torch import Tensor, nn
 
 from .data import FERData
-from .evaluate import Predictions, in_order
+from .evaluate import Predictions
 from .readers import write_beside
 
 # %% ../nbs/60_export.ipynb #9b76abc1
@@ -78,4 +78,4 @@ def predict_onnx(
     vocab = tuple(json.loads(session.get_modelmeta().custom_metadata_map['vocab']))
     def answers(images): return session.run(None, dict(images=(images[:,None]/255).numpy()))[0]
     found = torch.from_numpy(np.concatenate([answers(images) for images in data.images.cpu().split(batch_size)]))
-    return Predictions(in_order(Predictions(found, vocab=vocab), data.vocab), vocab=data.vocab)
+    return Predictions(found, vocab).ordered(data.vocab)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .data import FERData
-from .evaluate import Predictions, class_table, correct, in_order, occlusion_table, seed_change, summary_table
+from .evaluate import Predictions, class_table, correct, occlusion_table, seed_change, summary_table
 from .experiments import Results, Run, check_fair, grids, landmark_parts, map_fields, same_labels
 from .readers import write_beside
 
@@ -49,6 +49,9 @@ def right_of(
     right = torch.stack([correct(results.answers(r, what, usage), labels, vocab) for r in runs])
     return right[:,alone] if twin_free else right
 
+# %% ../nbs/54_findings.ipynb #e0e8fbae
+def _change_text(change): return '{:+.1f} ({:+.1f} to {:+.1f})'.format(*change) # points, and the ends of the interval
+
 # %% ../nbs/54_findings.ipynb #0198e383
 def comparison(
     name:str, # key of `grids`
@@ -75,7 +78,7 @@ def comparison(
             if label==control or not seeds: continue
             pair = (right_of(results, [r for r in g if r.seed in seeds], what, usage, twin_free)
                 for g in (groups[control], runs))
-            row[f'{what}: change'] = '{:+.1f} ({:+.1f} to {:+.1f})'.format(*seed_change(*pair))
+            row[f'{what}: change'] = _change_text(seed_change(*pair))
         rows[label] = row
     return pd.DataFrame.from_dict(rows, orient='index', dtype=object).fillna('')
 
@@ -104,7 +107,7 @@ def arch_answers(
     grid = grid or most_finished(results, arch_grids)
     runs = results.finished(grid, form=form, seed=0)
     vocab = same_labels(results, runs, usage)[2]
-    found = {r.arch.partition(':')[0]: Predictions(in_order(results.answers(r, what, usage), vocab), vocab) for r in runs}
+    found = {r.arch.partition(':')[0]: results.answers(r, what, usage).ordered(vocab) for r in runs}
     votes = [p.float() for p in found.values() if p.ndim==2]
     return found | (dict(ensemble=Predictions(torch.stack(votes).mean(0), vocab)) if len(votes)>1 else {})
 
@@ -161,8 +164,7 @@ def landmark_table(
     "Which landmark should be left alone: change in points when a part is hidden, with 95 % intervals"
     results = results or Results()
     tables = {form: landmark_changes(results, form, usage, grid) for form in forms}
-    return pd.concat(tables).map(lambda v: '{:+.1f} ({:+.1f} to {:+.1f})'.format(*v)).rename(
-        columns=lambda name: name.replace('_', ' '))
+    return pd.concat(tables).map(_change_text).rename(columns=lambda name: name.replace('_', ' '))
 
 # %% ../nbs/54_findings.ipynb #e2f66176
 def landmark_sheet(

@@ -356,8 +356,7 @@ def find_form(
     "A form by its name"
     if isinstance(form, Form): return form
     if callable(form): return Form(form, getattr(form, '__doc__', None) or 'a function')
-    if form not in forms: raise ValueError(f'no form is called {form!r}: choose one of {", ".join(forms)}')
-    return forms[form]
+    return entry(forms, form, 'form')
 
 # %% ../nbs/39_forms.ipynb #a6026868
 class FormCallback(Callback):

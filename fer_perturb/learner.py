@@ -23,7 +23,7 @@ from .augment import EraseRandom, FaceAugment
 from .backbones import create_backbone, refusal, stage_outputs
 from .checkpoint import random_states, set_random_states
 from .data import FERData
-from .forms import SoftCrossEntropy, check_number
+from .forms import SoftCrossEntropy, check_number, entry
 from .habits import FaceLearner, TorchOptimizer
 from .perturb import Clusterer, ReclusterCallback, Scheme, schemes, with_clusters
 
@@ -79,8 +79,8 @@ def _example(dls, n_in=None):
 def _network(dls, arch, n_in, pretrained):
     "A model by its name, or a model; one that does not fit is refused"
     if isinstance(arch, str):
-        size = _example(dls).shape[-2:]
-        return create_backbone(arch, n_out=dls.c, n_in=n_in, pretrained=pretrained, size=size)
+        image = _example(dls) if n_in else dls.one_batch()[0]
+        return create_backbone(arch, n_out=dls.c, n_in=n_in or image.shape[1], pretrained=pretrained, size=image.shape[-2:])
     if not isinstance(arch, nn.Module):
         name = getattr(arch, '__name__', 'resnet18')
         raise ValueError(f'arch is {arch!r}: give a name, such as {name!r}, or a model, not what makes one')
@@ -104,7 +104,6 @@ def face_learner(
     "A plain classifier: the baseline of all comparisons"
     if getattr(dls, 'c', None) in (None, 0):
         raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
-    if isinstance(arch, str): n_in = n_in or dls.one_batch()[0].shape[1]
     model = _network(dls, arch, n_in, pretrained)
     defaults = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')])
     return FaceLearner(dls, model, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
@@ -247,10 +246,10 @@ def _is_own(attention): return isinstance(attention, str) and attention=='self'
 
 def _reading(scheme, n_clusters, kwargs):
     "The parts of a reading; fields of `Scheme` are taken out of `kwargs`"
-    if scheme not in schemes: raise ValueError(f'no scheme is called {scheme!r}: choose one of {", ".join(schemes)}')
+    reading = entry(schemes, scheme, 'scheme')
     overrides = {f.name: kwargs.pop(f.name) for f in fields(Scheme) if f.name in kwargs}
     if n_clusters is not None: overrides['n_clusters'] = n_clusters
-    return replace(schemes[scheme], **overrides)
+    return replace(reading, **overrides)
 
 def _recluster(attention, parts, image):
     "The callback of a reading; a learner of phase 1 brings the transforms that its images pass through"

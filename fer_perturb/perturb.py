@@ -16,7 +16,7 @@ from fastai.vision.all import *
 from torch import Tensor, nn
 
 from .data import FERData
-from .forms import Batch, Form, FormCallback, check_number, find_form, forms, hide
+from .forms import Batch, Form, FormCallback, check_number, entry, find_form, forms, hide
 from .kmeans import cluster_maps, eq1_features, kmeans, lloyd, shared_centroids
 from .loaders import ToClusters
 from .saliency import normalized, saliency_kinds, saliency_maps, unnormalized
@@ -83,8 +83,7 @@ def _check(self:Clusterer):
     if not 0<self.keep<=1: raise ValueError(f'keep is {self.keep}: give the fraction of pixels to keep, above 0 and at most 1')
     if self.feature not in ('intensity', 'attention'):
         raise ValueError(f"no feature is called {self.feature!r}: choose 'intensity' or 'attention'")
-    if self.saliency not in saliency_kinds:
-        raise ValueError(f'no saliency is called {self.saliency!r}: choose one of {", ".join(saliency_kinds)}')
+    entry(saliency_kinds, self.saliency, 'saliency')
 
 @patch
 def _features(self:Clusterer, images, saliency):

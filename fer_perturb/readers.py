@@ -12,7 +12,7 @@ import base64, hashlib, io, json, os, re, shutil, warnings
 from collections import Counter, namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,8 +28,7 @@ from .images import each_once, image_suffixes, read_image, to_gray, whites_of
 from .layout import find_parts, read_layout
 from .split import fill_usage, twin_across
 from .tables import COLUMNS, csv_rows, find_column, parse_pixels, quoted, whole_number
-from .words import (CLASS_SYNONYMS, class_names, is_missing, known_class, looks_like_split, parts_of,
-                               split_words)
+from .words import class_names, is_missing, known_class, looks_like_split, parts_of, split_words
 
 # %% ../nbs/11_readers.ipynb #ed2dcc07
 @dataclass
@@ -435,7 +434,7 @@ def from_csv(
     vocab:tuple=None, # class names in the order of the numbers; FER2013's if None
     synonyms:bool=True, # `happiness` and `joy` are happy
     fit:str='crop', # images that are not square are cropped at the centre, or with 'letterbox' get black bars
-    groups=None, # what stays together where parts are drawn: a column, or a or function of the name
+    groups=None, # what stays together where parts are drawn: a column, or a function of the name
 )->FERData: # all rows of the file that have a label
     "Read a csv with the columns emotion, pixels and (if the split is to be kept) Usage"
     path = Path(path)
@@ -515,7 +514,7 @@ def from_frame(
     size:int=48, # height and width in pixels
     synonyms:bool=True, # `happiness` and `joy` are happy
     fit:str='crop', # images that are not square are cropped at the centre, or with 'letterbox' get black bars
-    groups=None, # what stays together where parts are drawn: a column, or a or function of the name
+    groups=None, # what stays together where parts are drawn: a column, or a function of the name
 )->FERData: # one face for each row that has a label
     "Faces from a table"
     wanted = dict(image=image or find_column(frame, 'pixels') or find_column(frame, 'image') or 'image',
@@ -571,8 +570,8 @@ def _named_labels(frame, label, names, vocab, source):
     return frame.assign(**{label: [t if n is None else str(names[n]) for t,n in zip(texts, numbers)]}),guess
 
 # %% ../nbs/11_readers.ipynb #1f3cdb5f
-def _parquet_frame(content, source, vocab):
-    "A parquet file as a table with class names for labels"
+def _parquet_frame(content, source):
+    "A parquet file as a table, and a function of the label's column that gives the names of its classes"
     try: import pyarrow as pa, pyarrow.parquet as pq
     except ImportError as e:
         raise ImportError("parquet files are read with pyarrow: pip install 'fer_perturb[parquet]'") from e
@@ -584,9 +583,7 @@ def _parquet_frame(content, source, vocab):
     except (pa.ArrowException, *damaged) as e:
         raise ValueError(f'{Path(source).name} '
                          f'is not a whole parquet file ({quoted(e)}): download it again') from e
-    found,_ = _columns_of(list(frame.columns), Path(source).name)
-    frame,guess = _named_labels(frame, found['label'], _class_names(table.schema, found['label']), vocab, source)
-    return frame,found,guess
+    return frame,partial(_class_names, table.schema)
 
 # %% ../nbs/11_readers.ipynb #bb72fbe3
 def _file_part(frame):
@@ -599,26 +596,34 @@ def _file_part(frame):
                              f'and {frame["split"][odd[0]]} by its column: make them agree')
     return 'part of the file'
 
+# %% ../nbs/11_readers.ipynb #149c6246
+def _read_frames(tables, how, source, choices, read, form='a table'):
+    "A set of several tables, each with a function of the label's column that gives class names, its part, and its name"
+    frames,guesses = [],[]
+    for frame,class_names_of,part,name in tables:
+        found,_ = _columns_of(list(frame.columns), name)
+        names = class_names_of(found['label'])
+        frame,guess = _named_labels(frame, found['label'], names, choices.vocab, name)
+        standard = {c: kind for kind,c in found.items() if c is not None}
+        frames.append(frame.rename(columns=standard).assign(**({'part of the file': USAGES[part]} if part>=0 else {})))
+        guesses += [guess] if guess else []
+    frame = pd.concat(frames, ignore_index=True)
+    found = {kind: kind if kind in frame else None for kind in COLUMNS} | dict(class_name=None)
+    if how: found['split'] = _file_part(frame)
+    parsed = _read_frame(frame, found, source, choices, read, 'row {}'.format, form=form)
+    parsed.how,parsed.odd = how or parsed.how,guesses[:1] + parsed.odd
+    return parsed
+
 # %% ../nbs/11_readers.ipynb #6511ab5a
 def _read_parquet(files, choices):
     "All parquet files of a folder or archive"
     names = [n for n in files.names if n.lower().endswith('.parquet')]
     if not names: raise FileNotFoundError(f'no parquet file at {files.source}: check the path')
     parts,how = find_parts([n.split('/')[:-1] for n in names], [n.split('/')[-1] for n in names])
-    frames,guesses = [],[]
-    for name,part in zip(names, parts):
-        frame,found,guess = _parquet_frame(read_file(files, name), f'{files.source}/{name}', choices.vocab)
-        standard = {c: kind for kind,c in found.items() if c is not None}
-        frames.append(frame.rename(columns=standard).assign(**({'part of the file': USAGES[part]} if part>=0 else {})))
-        guesses += [guess] if guess else []
-    frame = pd.concat(frames, ignore_index=True)
-    found = {kind: kind if kind in frame else None for kind in COLUMNS}
-    if how: found['split'] = _file_part(frame)
-    source,read = Path(files.source).name,_beside_file(files.source)
-    parsed = _read_frame(frame, found | dict(class_name=None), source, choices, read, 'row {}'.format,
-                         form=f'parquet, {len(names)} files')
-    parsed.how,parsed.odd = how or parsed.how,guesses[:1] + parsed.odd
-    return parsed
+    tables = ((*_parquet_frame(read_file(files, n), f'{files.source}/{n}'), part, Path(n).name)
+              for n,part in zip(names, parts))
+    return _read_frames(tables, how, Path(files.source).name, choices, _beside_file(files.source),
+                        f'parquet, {len(names)} files')
 
 # %% ../nbs/11_readers.ipynb #881c2508
 def _as_files(path):
@@ -643,25 +648,14 @@ def from_parquet(
 def _read_datasets(source, choices):
     "A `Dataset`, or a `DatasetDict`, of Hugging Face"
     sets = dict(source) if hasattr(source, 'keys') else {str(getattr(source, 'split', None) or ''): source}
-    parts,frames,guesses = parts_of(list(sets)),[],[]
+    parts = parts_of(list(sets))
     odd = [k for k in sets if k not in parts]
     if odd and len(sets)>1:
         raise ValueError(f'a split is called {", ".join(odd)}: call splits train, validation and test, '
                          'or give one of them')
-    for key,rows in sets.items():
-        frame = rows.to_pandas()
-        found,_ = _columns_of(list(frame.columns), 'the data set')
-        names = getattr(rows.features.get(found['label']), 'names', None)
-        frame,guess = _named_labels(frame, found['label'], names, choices.vocab, 'the data set')
-        part = {'part of the file': USAGES[parts[key]]} if key in parts else {}
-        frames.append(frame.rename(columns={c: kind for kind,c in found.items() if c is not None}).assign(**part))
-        guesses += [guess] if guess else []
-    frame = pd.concat(frames, ignore_index=True)
-    found = {kind: kind if kind in frame else None for kind in COLUMNS} | dict(class_name=None)
-    if parts: found['split'] = _file_part(frame)
-    parsed = _read_frame(frame, found, 'the data set', choices, _beside_file('.'), 'row {}'.format)
-    parsed.how,parsed.odd = 'by its splits' if parts else parsed.how,guesses[:1] + parsed.odd
-    return parsed
+    def class_names_of(rows): return lambda label: getattr(rows.features.get(label), 'names', None)
+    tables = ((rows.to_pandas(), class_names_of(rows), parts.get(key, -1), 'the data set') for key,rows in sets.items())
+    return _read_frames(tables, 'by its splits' if parts else None, 'the data set', choices, _beside_file('.'))
 
 # %% ../nbs/11_readers.ipynb #8b806dd0
 def _is_running(pid):
@@ -872,15 +866,21 @@ def _read_files(files, choices):
     if paths: return _read_csvs(files, paths, choices)
     return _read_images(files, choices)
 
+# %% ../nbs/11_readers.ipynb #ed0c1537
+def _existing(path):
+    "A path at which there is something"
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f'nothing at {path}: give the path of the Kaggle zip, an image folder or fer2013.csv')
+    return path
+
 # %% ../nbs/11_readers.ipynb #f20ceff5
 def read_set(
     path:Path, # file or folder of any form but .npz
     choices:Choices=Choices(), # size, class names, and so on
 )->Parsed: # before parts are drawn
     "A set from a file or a folder of any form"
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f'nothing at {path}: give the path of the Kaggle zip, an image folder or fer2013.csv')
+    path = _existing(path)
     if path.is_dir(): return _read_files(open_files(path, (*image_suffixes, *tables_suffixes)), choices)
     with open(path, 'rb') as f: head = f.read(8)
     if head[:4]==b'PAR1' or path.suffix.lower()=='.parquet': return _read_parquet(_as_files(path), choices)
@@ -920,9 +920,7 @@ def load_faces(
         return from_frame(source, vocab=choices.vocab, size=choices.size, synonyms=synonyms, fit=fit, groups=groups)
     if hasattr(source, 'to_pandas') or hasattr(source, 'keys'):
         return finish_set(_read_datasets(source, choices), 'the data set', groups)
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f'nothing at {path}: give the path of the Kaggle zip, an image folder or fer2013.csv')
+    path = _existing(Path(source).expanduser())
     if path.suffix.lower()=='.npz' and path.is_file():
         data = read_faces(path)
         if size not in (None, *data.images.shape[1:]):

@@ -89,6 +89,11 @@ def normalization(
     "The `Normalize` among transforms"
     return next((t for t in getattr(tfms, 'fs', []) if isinstance(t, Normalize)), None)
 
+# %% ../nbs/32_saliency.ipynb #d5b300c8
+def _mean_and_std(normalize, device):
+    "What `Normalize` takes away and divides by, as plain tensors"
+    return (t.as_subclass(Tensor).to(device) for t in (normalize.mean, normalize.std))
+
 # %% ../nbs/32_saliency.ipynb #e9b48a8f
 def unnormalized(
     images:Tensor, # (n,c,h,w) as a loader serves them
@@ -97,7 +102,7 @@ def unnormalized(
     "Pixels as they were before `Normalize`"
     images = images.as_subclass(Tensor)
     if normalize is None: return images
-    mean,std = (t.as_subclass(Tensor).to(images.device) for t in (normalize.mean, normalize.std))
+    mean,std = _mean_and_std(normalize, images.device)
     return images*std + mean
 
 # %% ../nbs/32_saliency.ipynb #40a39354
@@ -108,7 +113,7 @@ def normalized(
     "Pixels as they are after `Normalize`"
     images = images.as_subclass(Tensor)
     if normalize is None: return images
-    mean,std = (t.as_subclass(Tensor).to(images.device) for t in (normalize.mean, normalize.std))
+    mean,std = _mean_and_std(normalize, images.device)
     return (images-mean)/std
 
 # %% ../nbs/32_saliency.ipynb #b040df92

@@ -37,7 +37,7 @@ _like_split = set('trainval traintest fold folds cv unlabeled unlabelled extra u
 
 def looks_like_split(
     text:str, # name of a folder, or a cell of a table
-)->bool: # True for what may be a part, and is none that `part_of` knows
+)->bool: # True for what may be a part, and is none that `parts_of` knows
     "Does a name look like a part that is not known"
     if len({SPLIT_WORDS[w] for w in split_words(text)})>1: return True
     if split_words(text): return False

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fer_perturb import experiments
-from fer_perturb.checkpoint import Claim, process_start, read_checkpoint, training_state, write_checkpoint
+from fer_perturb.checkpoint import Claim, process_start, read_checkpoint, write_checkpoint
 from fer_perturb.experiments import (Material, Place, Results, Run, find_grid, grids, open_private, read_json, run_grid, runs_table, train_runs)
 from fer_perturb.findings import comparison, paper_figure, paper_table
 from fer_perturb.forms import Form, forms
