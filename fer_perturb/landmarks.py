@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import progress_bar
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .data import REGIONS, FERData
-from .readers import cache_folder, write_beside
+from .readers import cache_folder, progress, write_beside
 
 # %% ../nbs/21_landmarks.ipynb #7bb58c72
 landmark_groups = dict(jaw=range(0,17), right_brow=range(17,22), left_brow=range(22,27), nose=range(27,36),
@@ -195,7 +194,7 @@ def find_landmarks(
     images = data.images.cpu().numpy()
     digests,known = _digests(images),_read_store(store)
     todo = list({d: i for i,d in enumerate(digests.tolist()) if d not in known}.items())
-    for k,(digest,i) in enumerate(progress_bar(todo, leave=False) if len(todo)>every else todo):
+    for k,(digest,i) in enumerate(progress(todo, more_than=every)):
         points,method = finder(images[i])
         known[digest] = np.asarray(points, np.float32),METHODS.index(method)
         if store is not None and k%every==every-1: _write_store(store, known)
