@@ -10,9 +10,11 @@ import json
 from collections import namedtuple
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from fastai.vision.all import Learner, set_seed
+from fastcore.all import patch
 
 from .backbones import create_backbone
 from .checkpoint import Checkpoint, Claim, read_checkpoint
@@ -22,6 +24,7 @@ from .evaluate import class_accuracy, plot_confusion, predict_faces, scores, sum
 from .experiments import Material, write_json
 from .learner import attention_learner, face_learner, perturb_learner, quick_augment
 from .loaders import face_block
+from .readers import write_beside
 
 # %% ../nbs/57_training.ipynb #55000007
 def find_device(
@@ -124,3 +127,15 @@ def evaluate_model(
     by_class = pd.DataFrame({name: 100*class_accuracy(found, data.labels, vocab=data.vocab).numpy()}, index=list(data.vocab)).T.round(1)
     return Evaluation(summary_table({name: found}, data.labels), by_class, scores(found, data.labels, data.vocab),
                       plot_confusion({name: found}, data.labels, data.vocab))
+
+# %% ../nbs/57_training.ipynb #55000024
+@patch
+def written(self:Evaluation,
+    out:Path, # picture of the confusion matrix to be written
+    as_json:bool=False, # the text is JSON
+)->str: # tables, or the scores as JSON
+    "Write the confusion matrix, and say the rest"
+    with write_beside(out) as part: self.figure.savefig(part, dpi=110, bbox_inches='tight', format='png')
+    plt.close(self.figure)
+    if as_json: return json.dumps(self.scores | dict(confusion=str(out)), indent=1)
+    return f'{self.table.to_string()}\n\naccuracy of each class in %\n{self.classes.to_string()}\n\n{out}: confusion matrix'
