@@ -7,7 +7,7 @@ __all__ = ['face_size', 'face_probabilities', 'Answer', 'answer_photo', 'face_sa
            'answer_files', 'explain_file']
 
 # %% ../nbs/56_answers.ipynb #54000003
-import json
+import json, sys
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,23 +128,24 @@ def explain_answer(
 def answer_files(
     learn:Learner, # trained
     photos:list, # paths of image files
-    out:Path=None, # folder for the pictures; none are drawn if None
+    out:Path=None, # folder for the pictures, whose names begin with the photo's number; none are drawn if None
     smallest:int=None, # see `find_faces`
     as_json:bool=False, # the text is JSON
 )->tuple: # text, exit status
     "What a learner says of several photos"
-    said,status = {},0
-    for photo in photos:
+    answers,status = [],0
+    for number,photo in enumerate(photos, 1):
         try: answer = answer_photo(learn, photo, smallest)
         except (ValueError, OSError) as e:
-            said[photo],status = e,2
+            if not as_json: print(f'fer-perturb: {e}', file=sys.stderr)
+            answers.append(dict(photo=str(photo), error=str(e)))
+            status = 2
             continue
-        said[photo],status = answer,max(status, int(not len(answer)))
-        if out is not None: _draw(answer, Path(out)/f'{Path(photo).stem}.png')
-    if as_json:
-        answers = [dict(photo=str(p)) | (a.as_dict() if isinstance(a, Answer) else dict(error=str(a))) for p,a in said.items()]
-        return json.dumps(answers, indent=1, ensure_ascii=False),status
-    return '\n'.join(f'{p}: {a}' if isinstance(a, Answer) else str(a) for p,a in said.items()),status
+        answers.append(dict(photo=str(photo)) | answer.as_dict() if as_json else f'{photo}: {answer}')
+        status = max(status, int(not len(answer)))
+        if out is not None: _draw(answer, Path(out)/f'{number:0{len(str(len(photos)))}}_{Path(photo).stem}.png')
+    if as_json: return json.dumps(answers, indent=1, ensure_ascii=False),status
+    return '\n'.join(a for a in answers if isinstance(a, str)),status
 
 # %% ../nbs/56_answers.ipynb #54000032
 def _draw(answer, path):
@@ -161,6 +162,7 @@ def explain_file(
     out:Path, # picture to be written
 )->tuple: # text, exit status
     "Draw the reason for the answer to a photo"
+    if Path(photo).resolve()==Path(out).resolve(): raise ValueError(f'{out} is the photo itself: give another name for the picture')
     answer = answer_photo(learn, photo)
     if not len(answer): return f'{photo}: {answer}',1
     figure = explain_answer(learn, answer)

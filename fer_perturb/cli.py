@@ -66,6 +66,7 @@ def load_model(
             warnings.simplefilter('ignore') # fastai warns of pickles of strangers: so does this page
             learn = _read_weights(path) if path.suffix.lower()=='.safetensors' else load_learner(path, cpu=True)
         if not isinstance(learn, Learner): raise ValueError(f'it holds a {type(learn).__name__}')
+    except ImportError: raise
     except Exception as e: # what is no pickle of ours raises nearly anything
         raise ValueError(f'{path} is no model that can be loaded ({type(e).__name__}: {e}): give a file that fer-perturb train wrote') from e
     learn.dls.to(device)
@@ -247,6 +248,8 @@ def run(
 ):
     "Train what is left of a grid of experiments; Ctrl-C stops it, and another call goes on"
     from fer_perturb.experiments import run_grid
+    from fer_perturb.training import find_device
+    find_device(device) # a mistake is said before any work
     return run_grid(grid, data=data, reference=reference, landmarks=landmarks, hours=hours, jobs=jobs, device=device, ray=ray, final=final,
                     results=results)
 

@@ -77,7 +77,8 @@ def test_help_of_every_command_loads_no_torch():
     ('export text.pkl --out text.pkl', 'does not end in .onnx'), ('train nowhere.zip', 'nothing at nowhere.zip'),
     ('train faces.npz --save text.pkl', 'text.pkl exists'), ('train faces.npz --save model.h5', 'model.h5 does not end in'),
     ('train faces.npz --arch resnet-18', 'did you mean resnet18'), ('train faces.npz --epochs 0', 'at least one'),
-    ('train faces.npz --device gpu', "no device 'gpu'"), ('data faces.npz --to text.pkl', 'text.pkl exists')])
+    ('train faces.npz --device gpu', "no device 'gpu'"), ('data faces.npz --to text.pkl', 'text.pkl exists'),
+    ('run toy --device gpu', "no device 'gpu'")])
 def test_mistakes_of_arguments_are_said_before_any_work(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'text.pkl').write_text('no model')
@@ -135,7 +136,9 @@ def test_a_killed_training_goes_on_and_its_model_is_used(shop, monkeypatch, caps
     assert answer['faces'][0]['box']==[0,0,48,48] and abs(sum(answer['faces'][0]['probabilities'].values())-1)<.01
     assert main('predict face.png text.jpg --model model.pkl --out drawn'.split())==2
     out,err = capsys.readouterr()
-    assert 'face.png: a picture of 48×48 pixels' in out and 'text.jpg is not a readable image' in out+err and Image.open('drawn/face.png').size[0]>100
+    assert 'face.png: a picture of 48×48 pixels' in out and err.startswith('fer-perturb: text.jpg is not a readable image')
+    assert Image.open('drawn/1_face.png').size[0]>100
+    assert main('explain face.png --model model.pkl --out face.png'.split())==2 and 'the photo itself' in capsys.readouterr().err
     assert main('explain face.png --model model.pkl'.split())==0 and Image.open('explain.png').size[0]>100
     assert main('predict face.png --model model.pkl --device cuda:9'.split())==2 and 'no device' in capsys.readouterr().err
 
@@ -156,7 +159,7 @@ def test_three_faces_none_and_a_text(shop, monkeypatch, capsys):
     Image.new('RGB', (300,200), 'teal').save('wall.png')
     assert main('predict three.jpg --model model.pkl --out drawn'.split())==0
     out = capsys.readouterr().out
-    assert '3 faces found' in out and out.count(' %')+out.count('%')>=9 and Image.open('drawn/three.png').size[0]>300
+    assert '3 faces found' in out and out.count(' %')+out.count('%')>=9 and Image.open('drawn/1_three.png').size[0]>300
     assert main('predict wall.png --model model.pkl'.split())==1 and 'no face found' in capsys.readouterr().out
     assert main('explain wall.png --model model.pkl --out none.png'.split())==1 and not (shop/'none.png').exists()
     capsys.readouterr()
