@@ -58,7 +58,8 @@ def load_model(
 ): # learner
     "A learner that can answer"
     path = model_path(model)
-    from fastai.vision.all import Learner, load_learner
+    from fastai.vision.all import Learner, MixedPrecision, load_learner
+    from fer_perturb.learner import BFloat16
     from fer_perturb.training import find_device
     device = find_device(device or 'cpu')
     try:
@@ -69,6 +70,7 @@ def load_model(
     except ImportError: raise
     except Exception as e: # what is no pickle of ours raises nearly anything
         raise ValueError(f'{path} is no model that can be loaded ({type(e).__name__}: {e}): give a file that fer-perturb train wrote') from e
+    for cb in (BFloat16, MixedPrecision): learn.remove_cb(cb) # the same answer on every machine
     learn.dls.to(device)
     learn.model.to(device)
     return learn
