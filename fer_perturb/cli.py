@@ -59,13 +59,14 @@ def load_model(
     "A learner that can answer"
     path = model_path(model)
     from fastai.vision.all import Learner, MixedPrecision, load_learner
+    from fer_perturb.export import load_weights
     from fer_perturb.learner import BFloat16
     from fer_perturb.training import find_device
     device = find_device(device or 'cpu')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # fastai warns of pickles of strangers: so does this page
-            learn = _read_weights(path) if path.suffix.lower()=='.safetensors' else load_learner(path, cpu=True)
+            learn = load_weights(path) if path.suffix.lower()=='.safetensors' else load_learner(path, cpu=True)
         if not isinstance(learn, Learner): raise ValueError(f'it holds a {type(learn).__name__}')
     except ImportError: raise
     except Exception as e: # what is no pickle of ours raises nearly anything
@@ -74,11 +75,6 @@ def load_model(
     learn.dls.to(device)
     learn.model.to(device)
     return learn
-
-# %% ../nbs/61_cli.ipynb #6100a034
-def _read_weights(path):
-    from fer_perturb.export import load_weights
-    return load_weights(path)
 
 # %% ../nbs/61_cli.ipynb #6100a009
 def new_file(
@@ -150,9 +146,10 @@ def save_model(
     path:Path, # file to be written; its ending says in which form
 ):
     "Write a model that `load_model` reads"
-    from fer_perturb import export, readers
-    if path.suffix.lower()=='.safetensors': return export.save_weights(learn, path)
-    with readers.write_beside(path) as part: learn.export(part.resolve())
+    from fer_perturb.export import save_weights
+    from fer_perturb.readers import write_beside
+    if path.suffix.lower()=='.safetensors': return save_weights(learn, path)
+    with write_beside(path) as part: learn.export(part.resolve())
 
 # %% ../nbs/61_cli.ipynb #6100a020
 def evaluate(
@@ -184,9 +181,8 @@ def export(
     "Write a model in a form that needs no PyTorch, or that runs no code when it is loaded"
     path = model_path(model)
     out = new_file(out or path.with_suffix(f'.{to}'), (f'.{to}',))
-    from fer_perturb import export
-    learn = load_model(path)
-    (export.export_onnx if to=='onnx' else export.save_weights)(learn, out)
+    from fer_perturb.export import export_onnx, save_weights
+    (export_onnx if to=='onnx' else save_weights)(load_model(path), out)
     return f'{out}: {out.stat().st_size/1e6:.1f} MB'
 
 # %% ../nbs/61_cli.ipynb #1a0e35c0

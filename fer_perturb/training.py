@@ -124,7 +124,7 @@ def evaluate_model(
     if not len(data): raise ValueError(f'the set has no {part} images: choose another part')
     name = f'{part}, {len(data):,} images'
     found = predict_faces(learn, data)
-    by_class = pd.DataFrame({name: 100*class_accuracy(found, data.labels, vocab=data.vocab).numpy()}, index=list(data.vocab)).T.round(1)
+    by_class = pd.DataFrame({name: 100*class_accuracy(found, data.labels, vocab=data.vocab).double().numpy()}, index=list(data.vocab)).T.round(1)
     return Evaluation(summary_table({name: found}, data.labels), by_class, scores(found, data.labels, data.vocab),
                       plot_confusion({name: found}, data.labels, data.vocab))
 

@@ -12,7 +12,6 @@ import torch
 from fastcore.xtras import working_directory
 from PIL import Image
 
-import fer_perturb.export
 from fer_perturb import __version__
 from fer_perturb.answers import face_probabilities
 from fer_perturb.cli import COMMANDS, load_model, main
@@ -143,7 +142,6 @@ def test_a_model_is_evaluated_and_asked(shop, monkeypatch, capsys):
     assert main('explain face.png --model model.pkl'.split())==0 and Image.open('explain.png').size[0]>100
     assert main('predict face.png --model model.pkl --device cuda:9'.split())==2 and 'no device' in capsys.readouterr().err
 
-@pytest.mark.skipif(not hasattr(fer_perturb.export, 'save_weights'), reason='the forms of export are being written')
 @pytest.mark.parametrize('to', ['onnx', 'safetensors'])
 def test_a_model_in_another_form_gives_the_same_answers(to, shop, monkeypatch, capsys):
     pytest.importorskip('onnxruntime')
