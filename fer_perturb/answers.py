@@ -152,7 +152,7 @@ def _draw(answer, path):
     "Write an answer's picture"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = answer.show()
-    with write_beside(path) as part: figure.savefig(part, dpi=110, format='png')
+    with write_beside(path) as part: figure.savefig(part, dpi=110, bbox_inches='tight', format='png')
     plt.close(figure)
 
 # %% ../nbs/56_answers.ipynb #54000034
