@@ -25,7 +25,7 @@ from PIL import Image
 
 from .archives import Files, archive_suffixes, damaged, folder_files, open_files, read_file
 from .data import EMOTIONS, USAGES, FERData
-from .images import image_suffixes, read_image, to_gray, whites_of
+from .images import each_once, image_suffixes, read_image, to_gray, whites_of
 from .layout import find_parts, read_layout
 from .split import fill_usage, twin_across
 from .tables import COLUMNS, csv_rows, find_column, parse_pixels, quoted, whole_number
@@ -410,9 +410,7 @@ def _read_csv(content, source, choices, read):
 def _resized(images, size):
     "Images of a table in the wanted size"
     if images.shape[1:]==(size,size): return images
-    with warnings.catch_warnings():
-        warnings.simplefilter('once')
-        return np.stack([to_gray(Image.fromarray(image), size) for image in images])
+    with each_once(): return np.stack([to_gray(image, size) for image in images])
 
 # %% ../nbs/11_readers.ipynb #3188d562
 def _table_set(table, found, images, choices, where, missing, source, numbers_are_names=False):
