@@ -184,6 +184,8 @@ def before_fit(self:Checkpoint):
     self.start = state['epoch']
     self.resting = [cb for cb in self.learn.cbs if cb.run and cb is not self]
     for cb in self.resting: cb.run = False
+    mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
+    if mbar is not None: mbar.update(0) # a bar has to begin at its beginning
 
 # %% ../nbs/33_checkpoint.ipynb #684d299b
 @patch

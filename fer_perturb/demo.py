@@ -70,16 +70,17 @@ def train_aloud(
     learn:Learner, # trained in place, by `fit_quick`
     epochs:int, # epochs
     opt_func=None, # see `fit_quick`
+    cbs:list=None, # further callbacks
 )->Learner: # the same learner
     "Train, and say how it goes: with progress bars where somebody watches, else with one line an epoch"
     plural = 's' if epochs>1 else ''
     print(f'\n{name}: {epochs} epoch{plural} of {len(learn.dls.train_ds):,} images', flush=True)
     start = time.perf_counter()
-    if sys.stdout.isatty() or IN_NOTEBOOK: learn.fit_quick(epochs, opt_func=opt_func)
+    if sys.stdout.isatty() or IN_NOTEBOOK: learn.fit_quick(epochs, opt_func=opt_func, cbs=cbs)
     else:
         with learn.no_bar(), learn.no_logging():
             learn.logger = lambda log: epoch_line(epochs, learn.recorder.metric_names, log)
-            learn.fit_quick(epochs, opt_func=opt_func)
+            learn.fit_quick(epochs, opt_func=opt_func, cbs=cbs)
     print(f'{name}: {(time.perf_counter()-start)/60:.1f} minutes', flush=True)
     return learn
 

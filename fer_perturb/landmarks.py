@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['landmark_groups', 'MEAN_FACE', 'METHODS', 'landmark_regions', 'add_landmarks', 'fit_mean_face', 'Landmarks',
-           'mean_face_finder', 'dlib_finder', 'find_landmarks', 'top_pixels', 'salient_pixels', 'landmark_share',
-           'centre_prior']
+           'mean_face_finder', 'dlib_models', 'dlib_finder', 'find_landmarks', 'top_pixels', 'salient_pixels',
+           'landmark_share', 'centre_prior']
 
 # %% ../nbs/21_landmarks.ipynb #8333aa47
 import hashlib, importlib.util, zipfile
 from collections import namedtuple
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import progress_bar
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .data import REGIONS, FERData
-from .readers import cache_folder, write_beside
+from .readers import cache_folder, progress, write_beside
 
 # %% ../nbs/21_landmarks.ipynb #7bb58c72
 landmark_groups = dict(jaw=range(0,17), right_brow=range(17,22), left_brow=range(22,27), nose=range(27,36),
@@ -136,17 +135,27 @@ def _find_with_dlib(image, detector, predictor):
     return (points+.5)*[w/192,h/192] - .5,METHODS[0 if len(boxes) else 1]
 
 # %% ../nbs/21_landmarks.ipynb #731f92dd
-def dlib_finder(): # a function like `mean_face_finder`, or None without the [masks] extra
-    "dlib's face detector and 68-point model"
+@cache
+def _load_dlib(model):
+    "The face detector, and the 68-point model of a file; loaded once"
+    import dlib
+    return dlib.get_frontal_face_detector(),dlib.shape_predictor(str(model))
+
+def dlib_models(): # dlib's detector and its 68-point model, or None without the [masks] extra
+    "What finds faces in a picture, and landmarks in a face"
     # the model is found as a file: the older of the two packages that ship it cannot be imported without pkg_resources
     package = importlib.util.find_spec('face_recognition_models')
     if package is None or importlib.util.find_spec('dlib') is None: return None
-    import dlib
     model = Path(package.submodule_search_locations[0])/'models'/'shape_predictor_68_face_landmarks.dat'
     if not model.exists():
         raise FileNotFoundError(f"{model} is missing: pip install --force-reinstall 'fer_perturb[masks]'")
-    detector,predictor = dlib.get_frontal_face_detector(),dlib.shape_predictor(str(model))
-    return partial(_find_with_dlib, detector=detector, predictor=predictor)
+    return _load_dlib(model)
+
+# %% ../nbs/21_landmarks.ipynb #0f21a001
+def dlib_finder(): # a function like `mean_face_finder`, or None without the [masks] extra
+    "dlib as a finder"
+    models = dlib_models()
+    return models and partial(_find_with_dlib, detector=models[0], predictor=models[1])
 
 # %% ../nbs/21_landmarks.ipynb #1560b93a
 def _digests(images):
@@ -185,7 +194,7 @@ def find_landmarks(
     images = data.images.cpu().numpy()
     digests,known = _digests(images),_read_store(store)
     todo = list({d: i for i,d in enumerate(digests.tolist()) if d not in known}.items())
-    for k,(digest,i) in enumerate(progress_bar(todo, leave=False) if len(todo)>every else todo):
+    for k,(digest,i) in enumerate(progress(todo, more_than=every)):
         points,method = finder(images[i])
         known[digest] = np.asarray(points, np.float32),METHODS.index(method)
         if store is not None and k%every==every-1: _write_store(store, known)

@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import progress_bar
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .data import FERData
 from .landmarks import Landmarks, find_landmarks, fit_mean_face, landmark_groups
-from .readers import load_faces
+from .readers import load_faces, progress
 from .writers import write_kaggle
 
 # %% ../nbs/22_masks.ipynb #721d0bf2
@@ -341,7 +340,7 @@ def occlude_images(
     landmarks = torch.as_tensor(landmarks)
     check_landmarks(landmarks, images)
     results,chunks = [],torch.arange(len(images)).split(16)
-    for rows in progress_bar(chunks, leave=False) if len(chunks)>100 else chunks:
+    for rows in progress(chunks, more_than=100):
         x = images[rows]
         tone,alpha = OCCLUSIONS[what](x, landmarks[rows], image_numbers(x, seed), scale=scale)
         colour,alpha = F.avg_pool2d(torch.stack([tone*alpha, alpha], 1), scale).unbind(1)

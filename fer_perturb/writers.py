@@ -11,13 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from fastai.vision.all import progress_bar
 from PIL import Image
 
 from .archives import is_junk
 from .data import EMOTIONS, USAGES, FERData
 from .quality import flat_images, twin_elsewhere
-from .readers import Choices, finish_set, read_faces, read_set, write_beside
+from .readers import Choices, finish_set, progress, read_faces, read_set, write_beside
 from .words import is_missing, known_class, split_words
 
 # %% ../nbs/16_writers.ipynb #5be09560
@@ -58,7 +57,7 @@ def write_kaggle(
                          'give the faces distinct names')
     with write_beside(out) as part:
         part.mkdir()
-        shown = progress_bar(paths, leave=False) if len(paths)>1000 else paths
+        shown = progress(paths, more_than=1000)
         for path,image in zip(shown, data.images.cpu().numpy()):
             (part/path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(part/path)

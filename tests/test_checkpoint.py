@@ -69,3 +69,10 @@ def test_only_one_file_is_left(faces, tmp_path):
     train(faces, tmp_path/'c.pt', stop=lambda: True)
     assert [p.name for p in tmp_path.iterdir() if p.name!='cache']==['c.pt']
 
+
+def test_a_training_goes_on_where_somebody_watches_its_bars(faces, tmp_path, capsys):
+    first,second = learner(faces, 'plain'),learner(faces, 'plain')
+    with first.no_bar(), first.no_logging(): first.fit_quick(3, opt_func=adamw, cbs=[Checkpoint(tmp_path/'c.pt', stop=lambda: True)])
+    checkpoint = Checkpoint(tmp_path/'c.pt')
+    second.fit_quick(3, opt_func=adamw, cbs=[checkpoint])
+    assert checkpoint.start==1 and len(second.recorder.values)==3 and '3/3' in capsys.readouterr().out
