@@ -68,7 +68,7 @@ def parameter_groups(
 @delegates(Learner)
 class FaceLearner(Learner):
     "fastai's `Learner`, with the habits that need help"
-    in_batch = False
+    in_batch,example_shape,origin = False,None,None
     def __init__(self,
         dls:DataLoaders, # of images and labels
         model:nn.Module, # (b,c,h,w) -> (b,classes)
@@ -78,6 +78,17 @@ class FaceLearner(Learner):
     def _get_dls(self): return self.__dict__['_dls']
     def _set_dls(self, dls): self.__dict__['_dls'] = self._adapted(dls)
     dls = property(_get_dls, _set_dls)
+
+# %% ../nbs/34_habits.ipynb #db4c17e7
+@patch
+def example_images(self:FaceLearner,
+    n:int=2, # at most
+)->Tensor: # (n,c,h,w), of the loaders' type; zeros if the loaders are empty
+    "Images as the network gets them"
+    if len(self.dls.valid): return self.dls.valid.one_batch()[0][:n]
+    if self.example_shape is None:
+        raise ValueError('these loaders are empty, so nobody knows which images the network takes: give the learner loaders with images')
+    return TensorImage(torch.zeros(n, *self.example_shape))
 
 # %% ../nbs/34_habits.ipynb #cb8d2ec2
 @patch
@@ -147,6 +158,17 @@ def load(self:FaceLearner,
     load_model(file, SimpleNamespace(load_state_dict=take), self.opt, device=device, **kwargs)
     return self
 
+# %% ../nbs/34_habits.ipynb #a70a2719
+@patch
+@delegates(Learner.predict)
+def predict(self:FaceLearner,
+    item, # anything that is one image
+    **kwargs
+)->tuple: # class, its number, probabilities
+    "As fastai's, in full precision"
+    with self.removed_cbs([cb for cb in self.cbs if getattr(type(cb), 'lowers_precision', False)]):
+        return super(FaceLearner, self).predict(item, **kwargs)
+
 # %% ../nbs/34_habits.ipynb #af9c3d2f
 @patch
 @delegates(Learner.export)
@@ -155,7 +177,7 @@ def export(self:FaceLearner,
     **kwargs # the same
 ):
     "What is needed to predict, in one file; no image, no optimizer"
-    dls,opt = self.dls,self.opt
+    dls,opt,self.example_shape = self.dls,self.opt,tuple(self.example_images().shape[1:])
     try:
         with ExitStack() as stack:
             for cb in self.cbs:

@@ -30,7 +30,7 @@ from .perturb import Clusterer, ReclusterCallback, Scheme, schemes, with_cluster
 # %% ../nbs/42_learner.ipynb #8f518543
 class BFloat16(Callback):
     "Run the forward pass in bfloat16 on a CPU; loss and weights stay float32"
-    order,kept = MixedPrecision.order,None # its counterpart for CUDA
+    order,kept,lowers_precision = MixedPrecision.order,None,True # its counterpart for CUDA
     def before_batch(self):
         self.end_batch()
         model,forward,self.kept = self.model,self.model.forward,vars(self.model).get('forward')
@@ -105,9 +105,11 @@ def face_learner(
     if getattr(dls, 'c', None) in (None, 0):
         raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
     if isinstance(arch, str): n_in = n_in or dls.one_batch()[0].shape[1]
-    model = _network(dls, arch, n_in, pretrained)
+    model,size = _network(dls, arch, n_in, pretrained),tuple(_example(dls).shape[-2:])
     defaults = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')])
-    return FaceLearner(dls, model, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
+    learn = FaceLearner(dls, model, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
+    learn.origin = dict(arch=arch if isinstance(arch, str) else None, n_in=n_in or _example(dls).shape[1], size=size)
+    return learn
 
 # %% ../nbs/42_learner.ipynb #4ebf2448
 class LowerOnPlateau(TrackerCallback):
@@ -232,6 +234,7 @@ def attention_learner(
     "Phase 1: a classifier that shows where it looks"
     learn = face_learner(dls, arch, **kwargs)
     learn.model = add_attention(learn.model, attention, stages, dls.one_batch()[0][:1]).to(dls.device)
+    learn.origin |= dict(attention=attention, stages=stages)
     return learn
 
 # %% ../nbs/42_learner.ipynb #4e20a540
@@ -296,6 +299,7 @@ def perturb_learner(
     n_in = n_in or image.shape[1]*(1 + parts.n_clusters*(parts.perturb=='stack'))
     learn = face_learner(dls, arch, n_in=n_in, cbs=[recluster] + L(cbs), **kwargs)
     if own: learn.model = add_attention(learn.model, parts.attention, stages, image[:1]).to(dls.device)
+    learn.origin |= dict(attention=parts.attention if own else None, stages=stages, scheme=scheme, recipe=recluster.form.text)
     if _images_only not in learn.model._forward_pre_hooks.values(): learn.model.register_forward_pre_hook(_images_only)
     return learn
 
