@@ -7,7 +7,7 @@ __all__ = ['fine_stem', 'pooled_vgg', 'ResidualMask', 'add_masks', 'backbone_nam
            'stage_names', 'example_image', 'stage_outputs', 'map_sizes', 'multiply_adds']
 
 # %% ../nbs/30_backbones.ipynb #729135a9
-import difflib, warnings
+import difflib, logging, warnings
 from pathlib import Path
 
 import timm
@@ -17,7 +17,6 @@ from fastcore.basics import patch
 from timm.layers import ClassifierHead
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/30_backbones.ipynb #e96acbd6
 def fine_stem(
@@ -300,6 +299,8 @@ def multiply_adds(
     image:Tensor, # (1,c,h,w) on any device
 )->int: # multiplications that are followed by an addition, of one image's forward pass
     "Arithmetic of convolutions, linear layers and attention (FLOPs / 2)"
+    logging.getLogger('torch.utils.flop_counter').setLevel(logging.ERROR) # it misses Triton, which no CPU has
+    from torch.utils.flop_counter import FlopCounterMode
     training,image = model.training,_beside(model, image)
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(image)
     model.train(training)

@@ -105,6 +105,8 @@ def predicted(
 )->Tensor: # (n,) int64, on the CPU
     "The predicted class of each image"
     plain = in_order(predictions, vocab)
+    if plain.is_floating_point() and plain.isnan().any():
+        raise ValueError('predictions hold NaN, which is no class: their training has diverged, or their file is damaged')
     return (plain.argmax(1) if plain.ndim==2 else plain).long()
 
 # %% ../nbs/50_evaluate.ipynb #49cbe052
@@ -125,6 +127,8 @@ def bootstrap(
     seed:int=0, # of the draws
 )->tuple: # lower and upper end of the 95 % interval of the mean
     "Percentile bootstrap over images"
+    if not torch.isfinite(torch.as_tensor(values)).all():
+        raise ValueError('values hold NaN or infinite numbers: give one number for each image')
     distinct,counts = np.unique(np.asarray(values.cpu(), np.float64), return_counts=True)
     n,rng = counts.sum(),np.random.default_rng(seed)
     chunks = -(-n_boot*len(distinct)//2**24) # no more than 128 MB at once
@@ -177,6 +181,8 @@ def seed_change(
     seed:int=0, # of the draws
 )->tuple: # change in points, lower and upper end of its 95 % interval
     "Difference of two mean accuracies, with an interval over images and seeds"
+    (_,n_before),(_,n_after) = np.shape(before),np.shape(after)
+    if n_before!=n_after: raise ValueError(f'{n_before} images before, but {n_after} after: give both for the same images')
     b,a = (np.asarray(x, np.int8) for x in (before, after))
     if paired is None: paired = len(b)==len(a)
     # images on which all trainings agree count together
@@ -198,6 +204,8 @@ def mcnemar(
     after:Tensor, # (n,) 1 where the other one is right
 )->McNemar: # images that only one of them has right, and how probable a difference as large is between equals
     "Exact test of two models on the same images"
+    if len(before)!=len(after):
+        raise ValueError(f'{len(before)} images before, but {len(after)} after: give both for the same images')
     before,after = (torch.as_tensor(x).bool() for x in (before, after))
     b,a = int((before&~after).sum()),int((after&~before).sum())
     return McNemar(b, a, float(binomtest(a, a+b).pvalue) if a+b else 1.)

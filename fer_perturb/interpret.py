@@ -9,11 +9,11 @@ __all__ = ['saliency_methods', 'input_saliency', 'saliency_figure', 'show_scheme
 import matplotlib.pyplot as plt
 import torch
 from fastai.vision.all import Learner
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import show_faces
 from .perturb import cluster_views
-from .saliency import resize_maps, scale_unit
+from .saliency import as_seen, normalization, normalized, resize_maps, scale_unit, unnormalized
 
 # %% ../nbs/51_interpret.ipynb #5246d9be
 saliency_methods = ('gradient', 'smooth', 'integrated', 'occlusion')
@@ -29,18 +29,24 @@ def _explainer(model, kind):
                 occlusion=lambda x,t: Occlusion(model).attribute(x, (x.shape[1],6,6), (x.shape[1],2,2), .5, t))[kind]
 
 # %% ../nbs/51_interpret.ipynb #193a10bc
-def _batch_saliency(model, explain, images, target, smooth):
+class _Seeing(nn.Module):
+    "A network, as a function of pixels in [0,1]"
+    def __init__(self, model, normalize):
+        super().__init__()
+        self.model,self.normalize = model,normalize
+    def forward(self, images): return self.model(normalized(images, self.normalize))
+
+def _batch_saliency(model, explain, images, target, smooth, tfms):
     "Saliency (b,h,w) of one batch, on the CPU"
-    x = images.to(next(model.parameters()).device)
-    x = x.float()/255 if x.dtype==torch.uint8 else x.detach().float()
+    x = unnormalized(as_seen(images.to(next(model.parameters()).device), tfms), normalization(tfms)).detach().float()
     if target is None:
         with torch.no_grad(): target = model(x).argmax(1)
     found = explain(x.requires_grad_(), target.to(x.device)).detach().abs().sum(1)
-    return scale_unit(resize_maps(found, found.shape[-2:], smooth)).cpu()
+    return scale_unit(resize_maps(found, images.shape[-2:], smooth)).cpu()
 
 # %% ../nbs/51_interpret.ipynb #3f108234
 def input_saliency(
-    model, # `Learner`, or `nn.Module` (b,c,h,w) in [0,1] -> (b,classes); run in eval mode, its training mode is restored
+    model, # `nn.Module` (b,c,h,w) in [0,1] -> (b,classes), or a `Learner`, with what its loaders do; run in eval mode, its training mode is restored
     images:Tensor, # (n,h,w) or (n,1,h,w), uint8 or float in [0,1]
     kind:str='gradient', # one of `saliency_methods`
     target:Tensor=None, # (n,) class whose score is explained; the predicted one if None
@@ -50,12 +56,14 @@ def input_saliency(
     "How much each pixel matters to a model's answer"
     if kind not in saliency_methods:
         raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_methods)}')
+    tfms = getattr(model.dls.valid, 'after_batch', None) if isinstance(model, Learner) else None
     model = model.model if isinstance(model, Learner) else model
-    explain,training = _explainer(model, kind),model.training
+    seeing,training = _Seeing(model, normalization(tfms)),model.training
+    explain = _explainer(seeing, kind)
     batches = (images[:,None] if images.ndim==3 else images).split(batch_size)
     targets = [None]*len(batches) if target is None else torch.as_tensor(target).split(batch_size)
     model.eval()
-    try: return torch.cat([_batch_saliency(model, explain, b, t, smooth) for b,t in zip(batches, targets)])
+    try: return torch.cat([_batch_saliency(seeing, explain, b, t, smooth, tfms) for b,t in zip(batches, targets)])
     finally: model.train(training)
 
 # %% ../nbs/51_interpret.ipynb #cb28841c
