@@ -115,7 +115,7 @@ def test_a_page_in_chromium(browser, served, tmp_path):
     assert 'not a picture' in send('letter.png', b'to whom it may concern')
     Image.new('1', (6000, 5000)).save(tmp_path/'huge.png')
     assert '30 million pixels' in send('huge.png', (tmp_path/'huge.png').read_bytes())
-    assert 'at most 8 MB' in send('<b>large</b>.png', os.urandom(15*2**20)) # more than a websocket takes by default
+    assert 'at most 8 MB' in send('<img src=x onerror=alert(1)>.png', os.urandom(15*2**20)) # more than a websocket takes by default
     assert probabilities(page, 'whole')==whole
     if shots: page.screenshot(path=f'{shots}/refused.png')
     Image.effect_noise((300, 400), 60).convert('RGB').save(tmp_path/'good.jpg')
