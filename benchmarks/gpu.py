@@ -17,7 +17,7 @@ from fer_perturb.attention import add_attention
 from fer_perturb.augment import FaceAugment
 from fer_perturb.backbones import create_backbone
 from fer_perturb.evaluate import scores
-from fer_perturb.experiments import Material, Place, Run, find_material, hardware, network, versions, write_arrays, write_faces, write_json
+from fer_perturb.experiments import Material, Place, find_material, grids, hardware, network, versions, write_arrays, write_faces, write_json
 from fer_perturb.forms import forms
 from fer_perturb.graphs import GraphTraining, train_together
 from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
@@ -105,10 +105,11 @@ def epochs(args):
     return found
 
 def runs_of(args):
-    "Plain, control and P, seed by seed: first of a quarter of Training, then of all of it"
-    short = dict(epochs=1, bs=16, phase1_epochs=1) if args.dry else dict(epochs=100, bs=128, lr=.12, phase1_epochs=16)
-    names = ('plain', 'patch', 'own', 'foreign')
-    return [Run(form, seed, **short) for seed in range(1 if args.dry else 3) for form in names]
+    "Plain, controls and P, seed by seed, with 100 epochs; then all networks, with 40"
+    if not args.dry: return grids['gpu_main']() + grids['gpu_backbones']()
+    short = dict(seed=0, epochs=1, bs=16, phase1_epochs=1)
+    runs = [replace(run, **short) for run in grids['gpu_main']()[:4] + grids['gpu_backbones']()[-3:]]
+    return list({r.name: r for r in runs}.values())
 
 def training_of(run, material, maps=None):
     "A `GraphTraining` for a run"
@@ -116,7 +117,8 @@ def training_of(run, material, maps=None):
     data = material.faces[material.training_rows(run.part)]
     net = network(run, len(data.vocab))
     if run.attend: add_attention(net)
-    return GraphTraining(net.to(device), data, run.form, maps, run.n_clusters, run.epochs, run.lr or .06*run.bs/64, run.bs, seed=run.seed)
+    return GraphTraining(net.to(device), data, run.form, maps, run.n_clusters, run.epochs, run.lr or .06*run.bs/64, run.bs,
+                         small_first=None if run.arch=='slim_resnet18' else False, seed=run.seed)
 
 def grid(args):
     "Runs that share the card, for as long as time is left; each is written to OUT/runs as it ends"
@@ -133,12 +135,12 @@ def grid(args):
         if run.attend:
             images = training.images[:,None]
             saliency = saliency_maps(training.network.eval(), images, batch_size=2048)
-            maps[run.seed,run.part] = Clusterer(None).fit(images, saliency)(images, saliency)
+            maps[run.seed,run.arch] = Clusterer(None).fit(images, saliency)(images, saliency)
         write_run(run, training, material, place, time.monotonic()-begun[run.name])
         print(f'{run.name} {"attention" if run.attend else run.form} seed {run.seed}', flush=True)
     def make(run):
         begun[run.name] = time.monotonic()
-        return training_of(run, material, maps.get((run.seed,run.part)) if forms[run.form].maps else None)
+        return training_of(run, material, maps.get((run.seed,run.arch)) if forms[run.form].maps else None)
     first = list({r.phase1.name: replace(r.phase1, lr=r.lr, optimizer='sgd') for r in wanted if r.phase1}.values())
     found = 0
     for kind in (first, wanted): found += len(train_together([partial(make, r) for r in kind], partial(keep, kind), args.slots, until))
@@ -152,7 +154,7 @@ def write_run(run, training, material, place, seconds):
         found[name] = training.logits(images).softmax(1)
         if name in ('clean', 'masks'): found[f'{name}, two views'] = (found[name] + training.logits(images.flip(2)).softmax(1))/2
     labels,alone = (v[test][:n] for v in (material.faces.labels.cpu(), ~twin_elsewhere(material.faces)))
-    classes = {name: p.argmax(1).byte().numpy() for name,p in found.items()}
+    classes = {name: (p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte()).numpy() for name,p in found.items()}
     write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': c[:n] for name,c in classes.items()})
     write_arrays(place.sealed(run), {f'PrivateTest/{name}': c[n:] for name,c in classes.items()})
     public = {name: scores(p[:n], labels, material.faces.vocab, alone) for name,p in found.items()}

@@ -128,10 +128,11 @@ def add_attention(
     if kind not in attention_kinds:
         raise ValueError(f'no attention is called {kind!r}: choose one of {", ".join(attention_kinds)}')
     if has_attention(model): raise ValueError('this model has attention already: build a new backbone')
-    if kind=='input': return nn.Sequential(AttendedStage(nn.Identity(), SpatialAttention(1)), model)
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device('cpu'))
+    if kind=='input': return nn.Sequential(AttendedStage(nn.Identity(), SpatialAttention(1)).to(device), model)
     known = {i['module']: i['num_chs'] for i in getattr(model, 'feature_info', None) or []}
     outputs = stage_outputs(model, stages or stage_names(model), image)
-    device,attention = next(model.parameters()).device,CBAM if kind=='cbam' else SpatialAttention
+    attention = CBAM if kind=='cbam' else SpatialAttention
     attended = {name: _attend(name, model.get_submodule(name), out, attention, known.get(name))
                 for name,out in outputs.items()}
     for name in sorted(attended, key=lambda n: -n.count('.')): # inner ones first

@@ -22,6 +22,14 @@ def _add_demo(commands):
     demo.add_argument('--landmarks', help='npz with the landmarks of the faces, to measure attention against')
     demo.add_argument('--out', default='demo', help='folder for the figures (default: %(default)s)')
 
+# %% ../nbs/61_cli.ipynb #d47a0002
+def _add_data(commands):
+    data = commands.add_parser('data', help='say what is in a set of faces, and write it in another form',
+        description='Print form, parts, classes, sizes, flat images, twins across parts, and files that cannot be read.')
+    data.add_argument('source', metavar='SOURCE', help='faces in any form: zip or tar file, folder, csv, parquet or npz file')
+    data.add_argument('--to', help="write them: a name that ends in .csv, or a new folder in Kaggle's layout")
+    data.add_argument('--size', type=int, default=48, help='height and width in pixels (default: %(default)s)')
+
 # %% ../nbs/61_cli.ipynb #ed30af4c
 def _add_mask(commands):
     mask = commands.add_parser('mask', help='write a set of faces with masks on, such as MaskFer',
@@ -30,6 +38,7 @@ def _add_mask(commands):
     mask.add_argument('out', metavar='OUT', help='folder to be written; it must not exist')
     mask.add_argument('--kind', default='surgical',
         help='surgical, cloth, n95, mixed, sunglasses, half or hand (default: %(default)s)')
+    mask.add_argument('--size', type=int, help='height and width in pixels (default: 48; an npz file keeps its own)')
     mask.add_argument('--seed', type=int, default=42, help='seed of everything random (default: %(default)s)')
 
 # %% ../nbs/61_cli.ipynb #f14425a2
@@ -62,11 +71,11 @@ def _add_reports(commands):
     runs.add_argument('grid', metavar='GRID', nargs='?', help='name of a grid (default: all, a line each)')
     table = commands.add_parser('table', help='a table of the paper, or of a grid, from the results',
         description="The paper's tables 1, 2 and 3 from the grid backbones, or the comparison of any grid.")
-    table.add_argument('number', metavar='1|2|3|GRID', help='number of a table, or name of a grid')
+    table.add_argument('number', metavar='1|2|3|landmarks|GRID', help='number of a table, or name of a grid')
     table.add_argument('--final', action='store_true', help='of PrivateTest, where it has been opened')
     figure = commands.add_parser('figure', help='a figure of the paper, from the results',
         description="The paper's figures 1, 3, 4, 5 and 6.")
-    figure.add_argument('number', metavar='1|3|4|5|6', type=int, help='number of a figure')
+    figure.add_argument('number', metavar='1|3|4|5|6|landmarks', help='number of a figure')
     figure.add_argument('--out', default='figures', help='folder for the picture (default: %(default)s)')
     for command in (runs, table, figure): _add_results(command)
 
@@ -75,7 +84,7 @@ def _parser():
     parser = argparse.ArgumentParser(prog='fer-perturb',
         description='The Perturb Scheme for facial emotion recognition.')
     commands = parser.add_subparsers(dest='command', required=True)
-    for add in (_add_demo, _add_mask, _add_run, _add_reports): add(commands)
+    for add in (_add_demo, _add_data, _add_mask, _add_run, _add_reports): add(commands)
     return parser
 
 # %% ../nbs/61_cli.ipynb #7afe24c4
@@ -85,9 +94,9 @@ def main(
     "Run a sub-command; a mistake is one sentence, not a traceback"
     options = vars(_parser().parse_args(args))
     command = options.pop('command')
-    from fer_perturb import experiments, masks
-    run = dict(demo=experiments.demo, mask=masks.mask_set, run=experiments.run_grid, runs=experiments.show_runs,
-               table=experiments.show_table, figure=experiments.save_figure)[command]
+    from fer_perturb import demo, experiments, findings, masks, writers
+    run = dict(demo=demo.demo, data=writers.show_data, mask=masks.mask_set, run=experiments.run_grid, runs=experiments.show_runs,
+               table=findings.show_table, figure=findings.save_figure)[command]
     try: result = run(**options)
     except KeyboardInterrupt:
         print('\nfer-perturb: stopped', file=sys.stderr)

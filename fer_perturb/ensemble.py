@@ -12,6 +12,7 @@ from fastcore.all import patch
 from torch import Tensor, nn
 
 from .attention import has_attention
+from .data import class_order
 from .learner import face_learner
 from .saliency import saliency_maps, scale_unit
 
@@ -21,15 +22,19 @@ class SoftVote(nn.Module):
     def __init__(self,
         members:list, # models (b,c,h,w) -> (b,classes) logits
         weights:list, # one for each, 0 or more
+        columns:list=None, # for each a list: which of its answers is the ensemble's first, second, … class; all alike if None
     ):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.register_buffer('weights', torch.tensor(weights, dtype=torch.float)/sum(weights))
+        self.register_buffer('columns', None if columns is None else torch.tensor(columns))
     def forward(self,
         images:Tensor, # (b,c,h,w)
         *clusters, # what the loaders of a P-model serve besides; not needed to predict
     )->Tensor: # (b,classes) logarithms of probabilities
-        votes = torch.stack([m(images).float().softmax(1) for m in self.members])
+        votes = [m(images).float().softmax(1) for m in self.members]
+        if self.columns is not None: votes = [v.index_select(1, c) for v,c in zip(votes, self.columns)]
+        votes = torch.stack(votes)
         return (self.weights[:,None,None]*votes).sum(0).clamp(min=1e-12).log() # no einsum: autocast would round it
 
 # %% ../nbs/43_ensemble.ipynb #802b460d
@@ -55,40 +60,41 @@ def select_weights(
 
 # %% ../nbs/43_ensemble.ipynb #c6917923
 def _voter(learn, vocab):
-    "The model of a member, if its answer to the plain image is all it needs"
+    "The model of a member, if its answer to the plain image is all it needs, and where each class of `vocab` stands in it"
     recluster,name = getattr(learn, 'recluster', None),type(learn.model).__name__
     if recluster and (recluster.views or recluster.perturb=='stack'):
         raise ValueError(f'a member ({name}) predicts from views or a stack of clusters: '
                          "train it with views=False and 'drop' or 'keep', or average predict_faces of the learners yourself")
-    if list(learn.dls.vocab)!=list(vocab):
-        raise ValueError(f'members disagree on the classes ({list(vocab)} and {list(learn.dls.vocab)}): train all on the same data')
-    return learn.model
+    try: return learn.model,class_order(vocab, learn.dls.vocab).tolist()
+    except ValueError as e:
+        raise ValueError(f'members disagree on the classes ({list(vocab)} and {list(learn.dls.vocab)}): train all on the same data') from e
 
 # %% ../nbs/43_ensemble.ipynb #344d46e0
-def _fit_weights(dls, models):
+def _fit_weights(dls, models, columns):
     "`select_weights` on the validation set"
     votes = []
-    for model in models:
-        learn = face_learner(dls, SoftVote([model], [1.]))
+    for i,model in enumerate(models):
+        learn = face_learner(dls, SoftVote([model], [1.], columns and columns[i:i+1]))
         with learn.no_bar(): probabilities,labels = learn.get_preds()
         votes.append(probabilities)
     return select_weights(torch.stack(votes), labels)
 
 # %% ../nbs/43_ensemble.ipynb #3f42a2df
 def ensemble_learner(
-    learners:list, # trained learners with the same classes and the same kind of images
+    learners:list, # trained learners with the same classes, in any order, and the same kind of images
     weights=None, # one number for each; 'fit' to find them on the validation set (PublicTest); equal if None
 )->Learner: # its model is a `SoftVote` of the learners' models (shared, not copied); its loaders are the first learner's
     "Soft voting"
     if not learners: raise ValueError('an ensemble needs members: give a list of learners')
     dls,fit = learners[0].dls,isinstance(weights, str)
     if fit and weights!='fit': raise ValueError(f"weights is {weights!r}: give a number for each member, 'fit', or None")
-    models = [_voter(learn, dls.vocab) for learn in learners]
-    if fit: weights = _fit_weights(dls, models)
+    models,columns = zip(*(_voter(learn, dls.vocab) for learn in learners))
+    columns = None if all(c==sorted(c) for c in columns) else columns
+    if fit: weights = _fit_weights(dls, models, columns)
     elif weights is None: weights = [1.]*len(models)
     if len(weights)!=len(models) or min(weights)<0 or sum(weights)<=0:
         raise ValueError(f'weights are {weights} for {len(models)} members: give each a number of at least 0, one of them above')
-    return face_learner(dls, SoftVote(models, weights))
+    return face_learner(dls, SoftVote(models, weights, columns))
 
 # %% ../nbs/43_ensemble.ipynb #a2e957f3
 @patch

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['adamw', 'sgd', 'BFloat16', 'bfloat16_pays', 'precision_callbacks', 'face_learner', 'LowerOnPlateau', 'SmallFirst',
-           'quick_augment', 'attention_learner', 'perturb_learner', 'TenCrop']
+           'quick_augment', 'attention_learner', 'perturb_learner', 'MirrorAverage', 'TenCrop']
 
 # %% ../nbs/42_learner.ipynb #942f1d63
-from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cache
@@ -21,24 +20,29 @@ from torchvision.transforms.v2.functional import ten_crop
 
 from .attention import add_attention, has_attention
 from .augment import EraseRandom, FaceAugment
-from .backbones import create_backbone, stage_outputs
+from .backbones import create_backbone, refusal, stage_outputs
+from .checkpoint import random_states, set_random_states
 from .data import FERData
-from .forms import SoftCrossEntropy
+from .forms import SoftCrossEntropy, check_number
+from .habits import FaceLearner, TorchOptimizer
 from .perturb import Clusterer, ReclusterCallback, Scheme, schemes, with_clusters
 
 # %% ../nbs/42_learner.ipynb #8f518543
 class BFloat16(Callback):
     "Run the forward pass in bfloat16 on a CPU; loss and weights stay float32"
-    order = MixedPrecision.order # its counterpart for CUDA
-    def before_fit(self): self.stack = ExitStack()
+    order,kept = MixedPrecision.order,None # its counterpart for CUDA
     def before_batch(self):
-        self.stack = ExitStack()
-        self.stack.enter_context(torch.autocast('cpu', dtype=torch.bfloat16))
-    def after_pred(self):
-        self.stack.close()
-        self.learn.pred = self.pred.float()
-    def after_cancel_batch(self): self.stack.close()
-    def after_cancel_fit(self): self.stack.close()
+        self.end_batch()
+        model,forward,self.kept = self.model,self.model.forward,vars(self.model).get('forward')
+        def once(*args, **kwargs):
+            self.end_batch()
+            with torch.autocast('cpu', dtype=torch.bfloat16): return forward(*args, **kwargs)
+        model.forward = once
+    def after_pred(self): self.learn.pred = self.pred.float()
+    def end_batch(self):
+        vars(self.model).pop('forward', None)
+        if self.kept is not None: self.model.forward,self.kept = self.kept,None
+    after_cancel_batch = after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = end_batch
 
 # %% ../nbs/42_learner.ipynb #10a2024d
 @cache
@@ -61,8 +65,31 @@ def precision_callbacks(
     return [ChannelsLast(), BFloat16()] if kind=='cpu' and bfloat16_pays() else [ChannelsLast()]
 
 # %% ../nbs/42_learner.ipynb #bf79642b
-adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
-sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9, nesterov=True)
+adamw = partial(TorchOptimizer, opt=torch.optim.AdamW)
+sgd = partial(TorchOptimizer, opt=torch.optim.SGD, momentum=0.9, nesterov=True)
+
+# %% ../nbs/42_learner.ipynb #25dbd84f
+def _example(dls, n_in=None):
+    "An image of the loaders, with `n_in` channels"
+    states = random_states()
+    try: image = dls.one_batch()[0][:1].as_subclass(Tensor)
+    finally: set_random_states(states)
+    return image if n_in in (None, image.shape[1]) else image[:,:1].expand(-1, n_in, *image.shape[2:])
+
+def _network(dls, arch, n_in, pretrained):
+    "A model by its name, or a model; one that does not fit is refused"
+    if isinstance(arch, str):
+        size = _example(dls).shape[-2:]
+        return create_backbone(arch, n_out=dls.c, n_in=n_in, pretrained=pretrained, size=size)
+    if not isinstance(arch, nn.Module):
+        name = getattr(arch, '__name__', 'resnet18')
+        raise ValueError(f'arch is {arch!r}: give a name, such as {name!r}, or a model, not what makes one')
+    image = _example(dls, n_in)
+    why = refusal(arch, image, dls.c)
+    if why:
+        raise ValueError(f'{type(arch).__name__} cannot classify images of shape {tuple(image.shape[1:])} '
+                         f'into {dls.c} classes: {why}')
+    return arch
 
 # %% ../nbs/42_learner.ipynb #797021ea
 @delegates(Learner, keep=True)
@@ -73,30 +100,35 @@ def face_learner(
     pretrained=False, # for a name: True for timm's weights, or the path of a file with them, see `create_backbone`
     cbs:list=None, # callbacks besides those of `precision_callbacks`
     **kwargs
-)->Learner: # with accuracy and macro F1 as metrics
+)->FaceLearner: # with accuracy and macro F1 as metrics
     "A plain classifier: the baseline of all comparisons"
     if getattr(dls, 'c', None) in (None, 0):
         raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
-    if isinstance(arch, str):
-        n_in = n_in or dls.one_batch()[0].shape[1]
-        arch = create_backbone(arch, n_out=dls.c, n_in=n_in, pretrained=pretrained)
+    if isinstance(arch, str): n_in = n_in or dls.one_batch()[0].shape[1]
+    model = _network(dls, arch, n_in, pretrained)
     defaults = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')])
-    return Learner(dls, arch, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
+    return FaceLearner(dls, model, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
 
 # %% ../nbs/42_learner.ipynb #4ebf2448
 class LowerOnPlateau(TrackerCallback):
     "Lower the rate of a PyTorch optimizer by `factor` after more than `patience` epochs without a better metric"
     def __init__(self,
-        monitor:str='accuracy', # a metric of the learner, more is better
+        monitor:str='accuracy', # a metric of the learner, or 'valid_loss'
         factor:float=0.75, # by which the rate is multiplied
-        patience:int=5, # epochs without a rise that are tolerated
+        patience:int=5, # epochs without a better value that are tolerated
+        comp=None, # `np.greater` if more is better, `np.less` if less is; by the metric's name if None
     ):
-        super().__init__(monitor=monitor, comp=np.greater)
+        super().__init__(monitor=monitor, comp=comp)
         self.factor,self.patience = factor,patience
     def before_fit(self):
+        names = list(self.recorder.metric_names[1:])
+        if self.monitor not in names:
+            raise ValueError(f'the learner has no metric {self.monitor!r}: monitor one of {", ".join(names[:-1])}')
+        if not isinstance(self.opt, OptimWrapper):
+            raise ValueError('LowerOnPlateau works with an optimizer of PyTorch: give the learner opt_func=sgd')
         super().before_fit()
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        self.scheduler = plateau(self.opt.opt, mode='max', factor=self.factor, patience=self.patience)
+        plateau,mode = torch.optim.lr_scheduler.ReduceLROnPlateau,'min' if self.comp==np.less else 'max'
+        self.scheduler = plateau(self.opt.opt, mode=mode, factor=self.factor, patience=self.patience)
 
 # %% ../nbs/42_learner.ipynb #4ae170ba
 @patch
@@ -123,10 +155,15 @@ def fit_paper(self:Learner,
     n_epoch:int=200, # epochs (section 4.2)
     lr:float=0.01, # learning rate at the start (section 4.2)
     cbs:list=None, # further callbacks
+    monitor:str=None, # the rate is lowered when this gets no better; accuracy, else the first metric or the loss, if None
 ):
     "The paper's recipe: SGD whose learning rate is lowered when accuracy on PublicTest stops rising"
+    names = [metric.name for metric in self.metrics]
+    monitor = monitor or ('accuracy' if 'accuracy' in names else (names + ['valid_loss'])[0])
+    own = self.opt_func
     self.opt_func,self.opt = sgd,None
-    self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau()] + L(cbs))
+    try: self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau(monitor)] + L(cbs))
+    finally: self.opt_func,self.opt = own,None
 
 # %% ../nbs/42_learner.ipynb #7c9162fa
 class SmallFirst(Callback):
@@ -191,7 +228,7 @@ def attention_learner(
     attention:str=Scheme.attention, # kind of `add_attention`
     stages:list=None, # names of the modules that end a stage, for models that are not timm's
     **kwargs
-)->Learner: # its model has attention, for `saliency_maps` and `perturb_learner`
+)->FaceLearner: # its model has attention, for `saliency_maps` and `perturb_learner`
     "Phase 1: a classifier that shows where it looks"
     learn = face_learner(dls, arch, **kwargs)
     learn.model = add_attention(learn.model, attention, stages, dls.one_batch()[0][:1]).to(dls.device)
@@ -216,14 +253,22 @@ def _reading(scheme, n_clusters, kwargs):
     return replace(schemes[scheme], **overrides)
 
 def _recluster(attention, parts, image):
-    "The callback of a reading"
+    "The callback of a reading; a learner of phase 1 brings the transforms that its images pass through"
+    check_number('keep', parts.keep)
+    check_number('n_clusters', parts.n_clusters, whole=True)
     pixels = max(1, round(parts.keep*image.shape[-1]*image.shape[-2]))
     if not 1<=parts.n_clusters<=pixels:
         raise ValueError(f'n_clusters is {parts.n_clusters}, but {pixels} attention pixels are kept: '
-                         f'choose 1 to {pixels}, or raise keep')
+                         f'choose 1 to {min(pixels, 255)}, or raise keep')
     model = None if _is_own(attention) else _attention_model(attention)
-    clusterer = Clusterer(model, parts.n_clusters, parts.saliency, parts.keep, parts.feature, parts.refine, parts.one_map)
+    tfms = getattr(attention.dls.valid, 'after_batch', None) if isinstance(attention, Learner) else None
+    clusterer = Clusterer(model, parts.n_clusters, parts.saliency, parts.keep, parts.feature, parts.refine, parts.one_map,
+                          tfms=tfms)
     return ReclusterCallback(clusterer, parts.perturb, parts.p, parts.fill, parts.views, parts.every)
+
+def _images_only(model, inputs):
+    "A forward pre-hook: cluster maps that the loaders serve are not for the network"
+    return inputs[:1]
 
 # %% ../nbs/42_learner.ipynb #cd18040d
 @delegates(face_learner, keep=True)
@@ -237,27 +282,37 @@ def perturb_learner(
     n_in:int=None, # input channels; those of the images (and clusters, for 'stack') if None
     stages:list=None, # with 'self': names of the modules that end a stage, for models that are not timm's
     **kwargs # fields of `Scheme` override the reading's; the rest goes to `face_learner`
-)->Learner: # reclusters before every epoch, perturbs every batch
+)->FaceLearner: # reclusters before every epoch, perturbs every batch
     "Phases 2 and 3: a classifier that learns with regions hidden"
     parts = _reading(scheme, n_clusters, kwargs)
     own = _is_own(attention)
     if own and parts.perturb=='stack':
         raise ValueError("'stack' needs a frozen attention model: train one with attention_learner")
-    if isinstance(getattr(dls.train, 'data', None), FERData): # in memory
-        dls = with_clusters(dls, drop_tfms=() if parts.erase else (EraseRandom,))
+    drop_tfms = () if parts.erase else (EraseRandom,)
+    if isinstance(getattr(dls.train, 'data', None), FERData): dls = with_clusters(dls, drop_tfms) # in memory
     image = dls.one_batch()[0]
     recluster = _recluster(attention, parts, image)
+    recluster.drop_tfms = drop_tfms # for other loaders
     n_in = n_in or image.shape[1]*(1 + parts.n_clusters*(parts.perturb=='stack'))
     learn = face_learner(dls, arch, n_in=n_in, cbs=[recluster] + L(cbs), **kwargs)
     if own: learn.model = add_attention(learn.model, parts.attention, stages, image[:1]).to(dls.device)
+    if _images_only not in learn.model._forward_pre_hooks.values(): learn.model.register_forward_pre_hook(_images_only)
     return learn
 
+# %% ../nbs/42_learner.ipynb #27f4f3e7
+class MirrorAverage(Callback):
+    "Predict from the mean over an image and its mirror image"
+    order,run_train,run_valid = ReclusterCallback.order-1,False,True # views first, then each view's clusters
+    def _views(self, images): return images,images.flip(-1)
+    def before_batch(self):
+        shown = self._views(self.xb[0].as_subclass(Tensor))
+        self.n_views,self.learn.xb = len(shown),(torch.cat(shown),)
+    def after_pred(self): self.learn.pred = self.pred.unflatten(0, (self.n_views, -1)).mean(0)
+
 # %% ../nbs/42_learner.ipynb #2ec46976
-class TenCrop(Callback):
+class TenCrop(MirrorAverage):
     "Predict from the mean over ten crops: corners, centre and their mirror images"
-    order,run_train,run_valid = ReclusterCallback.order-1,False,True # crops first, then each crop's clusters
     def __init__(self,
         size:int=40, # height and width of a crop in pixels
     ): self.size = size
-    def before_batch(self): self.learn.xb = (torch.cat(ten_crop(self.xb[0].as_subclass(Tensor), [self.size, self.size])),)
-    def after_pred(self): self.learn.pred = self.pred.unflatten(0, (10, -1)).mean(0)
+    def _views(self, images): return ten_crop(images, [self.size, self.size])

@@ -7,7 +7,7 @@ __all__ = ['lower_lip', 'KeyPoints', 'front_points', 'side_points', 'Placement',
            'OCCLUSIONS', 'Occluded', 'mouth_points', 'eye_points', 'crossing', 'key_points', 'homography',
            'apply_homography', 'place_mask', 'draw_template', 'mask_template', 'image_numbers', 'pixel_grid', 'pattern',
            'draw_masks', 'check_landmarks', 'occlude_images', 'covered_share', 'draw_sunglasses', 'hide_half',
-           'draw_hand', 'occlude', 'maskfer', 'kaggle_path', 'write_kaggle', 'mask_set']
+           'draw_hand', 'occlude', 'maskfer', 'mask_set']
 
 # %% ../nbs/22_masks.ipynb #e2539815
 from collections import namedtuple
@@ -21,9 +21,10 @@ from fastai.vision.all import progress_bar
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .data import USAGES, FERData
+from .data import FERData
 from .landmarks import Landmarks, find_landmarks, fit_mean_face, landmark_groups
-from .readers import load_faces, write_beside
+from .readers import load_faces
+from .writers import write_kaggle
 
 # %% ../nbs/22_masks.ipynb #721d0bf2
 def crossing(
@@ -472,47 +473,17 @@ def maskfer(
         raise ValueError(f'no mask is called {kind!r}: choose one of {", ".join(MASKS)}, mixed')
     return occlude(data, kind, landmarks, seed)
 
-# %% ../nbs/22_masks.ipynb #7a5c20e4
-def kaggle_path(
-    name:str, # name of a face: a file's path, or a number
-    label:str, # its class
-    usage:str, # one of `USAGES`
-)->str: # train|test/class/Usage_name.png
-    "Where Kaggle's layout has a face"
-    stem = Path(name).stem
-    if stem.split('_')[0] not in USAGES: stem = f'{usage}_{stem}'
-    return f'{"train" if usage==USAGES[0] else "test"}/{label}/{stem}.png'
-
-# %% ../nbs/22_masks.ipynb #a0954e2d
-def write_kaggle(
-    data:FERData, # faces
-    out:Path, # folder that does not exist yet
-):
-    "Write faces as a folder of PNGs"
-    out = Path(out)
-    if out.exists(): raise ValueError(f'{out} exists: give the name of a new folder, or remove it')
-    paths = [kaggle_path(face.name, face.label, USAGES[u]) for face,u in zip(data, data.usage.tolist())]
-    twice = [p for p,c in zip(*np.unique(paths, return_counts=True)) if c>1]
-    if twice:
-        raise ValueError(f'{len(twice):,} files would be written twice, such as {twice[0]}: '
-                         'give the faces distinct names')
-    with write_beside(out) as part:
-        part.mkdir()
-        shown = progress_bar(paths, leave=False) if len(paths)>1000 else paths
-        for path,image in zip(shown, data.images.cpu().numpy()):
-            (part/path).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(part/path)
-
 # %% ../nbs/22_masks.ipynb #1f3af6dd
 def mask_set(
     source:Path, # faces, in any form that `load_faces` reads
     out:Path, # folder that does not exist yet
     kind:str='surgical', # key of `OCCLUSIONS`
     seed:int=42, # of everything random
+    size:int=None, # height and width in pixels: 48 if None; an .npz file keeps its own
 ):
     "Read faces, hide a part of each, write them in Kaggle's layout"
     if Path(out).exists(): raise ValueError(f'{out} exists: give the name of a new folder, or remove it')
     if kind not in OCCLUSIONS: raise ValueError(f'nothing is called {kind!r}: choose one of {", ".join(OCCLUSIONS)}')
-    data = load_faces(source)
+    data = load_faces(source, size)
     write_kaggle(occlude(data, kind, seed=seed), out)
     print(f'{out}: {data}, with {kind}')

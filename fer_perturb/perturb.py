@@ -7,6 +7,8 @@ __all__ = ['schemes', 'perturbations', 'Scheme', 'intensity', 'Clusterer', 'resi
            'cluster_views', 'stack_clusters', 'with_clusters', 'scheme_form', 'ReclusterCallback']
 
 # %% ../nbs/41_perturb.ipynb #7c059bd0
+import functools, sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +16,10 @@ from fastai.vision.all import *
 from torch import Tensor, nn
 
 from .data import FERData
-from .forms import Batch, Form, FormCallback, find_form, forms, hide
+from .forms import Batch, Form, FormCallback, check_number, find_form, forms, hide
 from .kmeans import cluster_maps, eq1_features, kmeans, lloyd, shared_centroids
 from .loaders import ToClusters
-from .saliency import saliency_maps
+from .saliency import normalized, saliency_kinds, saliency_maps, unnormalized
 
 # %% ../nbs/41_perturb.ipynb #f4c5261a
 @dataclass(frozen=True)
@@ -57,18 +59,36 @@ class Clusterer:
     "Saliency, shared centroids, and each image's own clusters (phase 2)"
     def __init__(self,
         model:nn.Module, # has attention; gives the saliency
-        n_clusters:int=Scheme.n_clusters, # n, the number of clusters
+        n_clusters:int=Scheme.n_clusters, # n, the number of clusters, 1 to 255
         saliency:str=Scheme.saliency, # key of `saliency_kinds`
         keep:float=Scheme.keep, # fraction of pixels, those with the highest saliency, that are clustered
         feature:str=Scheme.feature, # third feature of Eq. 1: 'intensity' or 'attention'
         refine:int=Scheme.refine, # Lloyd steps of each image from the shared centroids; 0 only assigns pixels to them
         one_map:bool=Scheme.one_map, # one cluster map from the mean saliency of a batch, for every image
         sample:int=512, # images whose pixels are pooled to find the shared centroids
+        tfms:Pipeline=None, # batch transforms that the model's images pass through, see `as_seen`
     ):
         store_attr()
         self.centroids = None
-    def _features(self, images, saliency):
-        return eq1_features(intensity(images), saliency, keep=self.keep, feature=self.feature)
+        self._check()
+
+# %% ../nbs/41_perturb.ipynb #c23b5fcb
+@patch
+def _check(self:Clusterer):
+    "Every setting in its range"
+    check_number('n_clusters', self.n_clusters, 1, 255, whole=True)
+    check_number('refine', self.refine, 0, whole=True)
+    check_number('sample', self.sample, 1, whole=True)
+    check_number('keep', self.keep)
+    if not 0<self.keep<=1: raise ValueError(f'keep is {self.keep}: give the fraction of pixels to keep, above 0 and at most 1')
+    if self.feature not in ('intensity', 'attention'):
+        raise ValueError(f"no feature is called {self.feature!r}: choose 'intensity' or 'attention'")
+    if self.saliency not in saliency_kinds:
+        raise ValueError(f'no saliency is called {self.saliency!r}: choose one of {", ".join(saliency_kinds)}')
+
+@patch
+def _features(self:Clusterer, images, saliency):
+    return eq1_features(intensity(images), saliency, keep=self.keep, feature=self.feature)
 
 # %% ../nbs/41_perturb.ipynb #afcb600b
 @patch
@@ -77,7 +97,7 @@ def saliency_of(self:Clusterer,
     progress=iter, # wraps the list of batches, e.g. a progress bar
 )->Tensor: # (n,h,w) uint8
     "The model's saliency of images"
-    return saliency_maps(self.model, images, self.saliency, progress=progress)
+    return saliency_maps(self.model, images, self.saliency, progress=progress, tfms=self.tfms)
 
 # %% ../nbs/41_perturb.ipynb #f3bd8464
 @patch
@@ -89,6 +109,7 @@ def fit(self:Clusterer,
     "Find the shared centroids; a second call starts from the first one's, so that names stay"
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:self.sample].to(images.device)
     images,saliency = images[rows],saliency[rows]
+    _check_pixels(images)
     if self.one_map: images,saliency = _mean_of(images),_mean_of(saliency)
     points,pixels = self._features(images, saliency)
     pooled = points.flatten(0, 1)[None]
@@ -96,6 +117,14 @@ def fit(self:Clusterer,
     else: self.centroids = kmeans(pooled, centroids=self.centroids.to(points.device)).centroids[0]
     if self.one_map: self.map = cluster_maps(lloyd(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
     return self
+
+def _check_pixels(images):
+    "Eq. 1 and the gray of what is hidden count on [0,1]; a little more comes from rounding"
+    if not images.is_floating_point() or not images.numel(): return
+    low,high = (v.item() for v in images.aminmax())
+    if not (-.05<=low and high<=1.05):
+        raise ValueError(f'the images go from {low:.3g} to {high:.3g}: give pixels in [0,1]. '
+                         "Loaders may normalise them with fastai's Normalize, which is undone here")
 
 def _mean_of(maps): return maps.float().mean(0, keepdim=True).div(255 if maps.dtype==torch.uint8 else 1)
 
@@ -139,6 +168,7 @@ def drop_cluster(
     fill:float=Scheme.fill, # gray of hidden pixels
 )->Tensor: # (b,c,h,w)
     "Hide one random cluster"
+    check_number('n_clusters', n_clusters, 1, 255, whole=True)
     batch = Batch(images, clusters, n_clusters=n_clusters)
     hide(batch, 'own', p, fill)
     return batch.images
@@ -152,6 +182,7 @@ def keep_cluster(
     fill:float=Scheme.fill, # gray of hidden pixels
 )->Tensor: # (b,c,h,w)
     "Show only one random cluster"
+    check_number('n_clusters', n_clusters, 1, 255, whole=True)
     batch = Batch(images, clusters, n_clusters=n_clusters)
     hide(batch, 'rest', p, fill)
     return batch.images
@@ -164,7 +195,9 @@ def cluster_views(
     fill:float=Scheme.fill, # gray of hidden pixels
 )->Tensor: # (b·(k+1),c,h,w): image 0 without cluster 1, …, without cluster k, whole; then image 1
     "Each image without each of its clusters, and whole"
-    numbers = torch.arange(1, n_clusters+2, dtype=clusters.dtype, device=clusters.device)
+    check_number('n_clusters', n_clusters, 1, 255, whole=True)
+    check_number('fill', fill)
+    numbers = torch.arange(1, n_clusters+2, device=clusters.device) # not as bytes: 256 would be 0
     hidden = clusters[:,None]==numbers[None,:,None,None]
     return torch.where(hidden[:,:,None], fill, images[:,None]).flatten(0, 1)
 
@@ -176,7 +209,9 @@ def stack_clusters(
     fill:float=Scheme.fill, # gray of hidden pixels
 )->Tensor: # (b,c·(k+1),h,w)
     "The whole image, and each cluster alone, as channels"
-    numbers = torch.arange(1, n_clusters+1, dtype=clusters.dtype, device=clusters.device)
+    check_number('n_clusters', n_clusters, 1, 255, whole=True)
+    check_number('fill', fill)
+    numbers = torch.arange(1, n_clusters+1, device=clusters.device)
     shown = clusters[:,None]==numbers[None,:,None,None]
     return torch.cat([images, torch.where(shown[:,:,None], images[:,None], fill).flatten(1, 2)], dim=1)
 
@@ -207,6 +242,8 @@ def scheme_form(
     fill:float=Scheme.fill, # gray of hidden pixels, for 'drop' and 'keep'
 )->Form: # what is done to an image; nothing for 'views' and 'stack', which change the batch
     "The form of a perturbation"
+    check_number('p', p, 0, 1)
+    check_number('fill', fill)
     if callable(perturb) or isinstance(perturb, Form): return find_form(perturb)
     where = dict(drop='own', keep='rest').get(perturb)
     if where: return Form(partial(hide, where=where, p=p, fill=fill), f'{perturb} a cluster')
@@ -219,40 +256,66 @@ def scheme_form(
 class ReclusterCallback(FormCallback):
     "Cluster anew before every epoch, and perturb every batch"
     def __init__(self,
-        clusterer:Clusterer, # its model is frozen; with model None it is the learner's own
+        clusterer:Clusterer, # its model is frozen; with model None it is the learner's own; with tfms None those of the learner
         perturb=Scheme.perturb, # key of `perturbations` or `forms`, a `Form`, or a function of a `Batch`
         p:float=Scheme.p, # chance that a training image is perturbed ('drop' and 'keep')
         fill:float=Scheme.fill, # gray of hidden pixels
         views:bool=Scheme.views, # predict from the mean over an image's views instead of the whole image
         every:int=Scheme.every, # epochs between two clusterings
     ):
-        if every<1: raise ValueError(f'every is {every}: give the number of epochs between two clusterings, at least 1')
+        check_number('every', every, 1, whole=True)
         super().__init__(scheme_form(perturb, p, fill), clusterer.n_clusters)
         store_attr()
-        self.own,self.saliency,self.version = clusterer.model is None,None,None
+        self.own,self.follows = clusterer.model is None,clusterer.tfms is None
+        self.saliency,self.sources,self.provisional,self.drop_tfms = None,None,False,()
     def __getstate__(self):
-        kept = {name: value for name,value in self.__dict__.items() if name not in ('saliency', 'version')}
-        return kept | dict(saliency=None, version=None)
+        kept = {name: value for name,value in self.__dict__.items() if name not in ('saliency', 'sources')}
+        return kept | dict(saliency=None, sources=None)
 
 # %% ../nbs/41_perturb.ipynb #905d1560
 @patch
 def before_fit(self:ReclusterCallback):
+    "The model and the transforms may have changed"
     if self.own: self.clusterer.model = self.learn.model
+    if self.follows: self.clusterer.tfms = getattr(self.dls.valid, 'after_batch', None)
+    if self.perturb=='stack' and any(getattr(cb, 'trace_model', False) for cb in self.learn.cbs):
+        raise ValueError('a network that takes a stack of clusters cannot be drawn from an image: '
+                         'give TensorBoardCallback(trace_model=False)')
+    if 'fastai.callback.tensorboard' in sys.modules: _show_on_tensorboard()
 
+# %% ../nbs/41_perturb.ipynb #46ba6211
 @patch
-def before_epoch(self:ReclusterCallback):
-    "Saliency of the training images if the model has changed, their shared centroids, and their clusters"
-    data = getattr(self.dls.train, 'data', None)
-    if hasattr(self.learn, 'gather_preds') or not isinstance(data, FERData) or self.epoch%self.every: return
-    images,clusterer,version = data.images[:,None],self.clusterer,self._model_version()
-    if self.saliency is None or version!=self.version:
-        self.saliency,self.version = clusterer.saliency_of(images, self._progress),version
+def _now(self:ReclusterCallback):
+    "All that the saliency of the training images depends on"
+    clusterer,images = self.clusterer,self.dls.train.data.columns['images']
+    versions = [t._version for t in clusterer.model.state_dict().values()]
+    return [clusterer.model, clusterer.saliency, self.dls.train, images, images._version,
+            *getattr(clusterer.tfms, 'fs', []), *versions]
+
+def _same(a, b):
+    "Are these the very same things, and equal numbers and texts?"
+    return b is not None and len(a)==len(b) and all(x is y or isinstance(x, (int, str)) and x==y for x,y in zip(a, b))
+
+# %% ../nbs/41_perturb.ipynb #e390796f
+@patch
+def before_train(self:ReclusterCallback):
+    "Saliency of the training images if its sources have changed, their shared centroids, and their clusters"
+    super(ReclusterCallback, self).before_train()
+    data,clusterer = getattr(self.dls.train, 'data', None),self.clusterer
+    if clusterer.model is None:
+        raise ValueError('this learner was exported to predict, without the attention model of phase 1: '
+                         'train one from perturb_learner')
+    if not isinstance(data, FERData): return
+    known = clusterer.centroids is not None and data.column('clusters') is not None
+    if known and self.epoch%self.every: return
+    if self.provisional: clusterer.centroids,self.provisional = None,False
+    images,now = data.images[:,None],self._now()
+    made = not _same(now, self.sources)
+    if made: self.saliency,self.sources = clusterer.saliency_of(images, self._progress),now
     clusterer.fit(images, self.saliency, seed=self.epoch)
-    data.set_rows('clusters', clusterer(images, self.saliency))
-
-@patch
-def _model_version(self:ReclusterCallback):
-    return [t._version for t in self.clusterer.model.state_dict().values()]
+    old,new = data.column('clusters'),clusterer(images, self.saliency)
+    data.set_rows('clusters', new)
+    self._report(made, old, new)
 
 @patch
 def _progress(self:ReclusterCallback, batches):
@@ -262,6 +325,16 @@ def _progress(self:ReclusterCallback, batches):
     bar.comment = 'attention maps of the training images'
     return bar
 
+# %% ../nbs/41_perturb.ipynb #446e10b5
+@patch
+def _report(self:ReclusterCallback, made, old, new):
+    "A line for the recorder"
+    recorder = getattr(self.learn, 'recorder', None)
+    if recorder is None: return
+    changed = None if old is None else round((old!=new).float().mean().item(), 4)
+    lines = getattr(recorder, 'clusterings', []) if self.epoch else []
+    recorder.clusterings = [*lines, dict(epoch=self.epoch, images=len(new), new_saliency=made, changed=changed)]
+
 # %% ../nbs/41_perturb.ipynb #2f1ba78b
 @patch
 def maps_of(self:ReclusterCallback,
@@ -269,13 +342,32 @@ def maps_of(self:ReclusterCallback,
     served:list, # what the loaders serve beside the images
 )->Tensor: # (b,h,w) uint8
     "Those that are served, or clusters made now"
-    return super(ReclusterCallback, self).maps_of(images, served) if served else self._clusters_of(images)
+    if served: return super(ReclusterCallback, self).maps_of(images, served)
+    if self.own: self.clusterer.model = self.learn.model
+    if self.clusterer.centroids is None: self._first_centroids(images if self.training else None)
+    return self.clusterer(images)
+
+# %% ../nbs/41_perturb.ipynb #5ea36de6
+@patch
+def _first_centroids(self:ReclusterCallback, images=None):
+    "From these training images; from some that the loaders have if None"
+    clusterer = self.clusterer
+    if images is None: images,self.provisional = self._training_images(),True
+    clusterer.fit(images, clusterer.saliency_of(images))
 
 @patch
-def _clusters_of(self:ReclusterCallback, images):
-    if self.own: self.clusterer.model = self.learn.model
-    if self.clusterer.centroids is None: self.clusterer.fit(images, self.clusterer.saliency_of(images))
-    return self.clusterer(images)
+def _training_images(self:ReclusterCallback):
+    "A sample of the table, or a batch"
+    train = self.dls.train
+    data = getattr(train, 'data', None)
+    if isinstance(data, FERData) and len(data):
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:self.clusterer.sample]
+        return data.column('images', rows)[:,None]
+    if not len(train):
+        raise ValueError('the centroids are not known, and there are no training images to find them in: '
+                         'train for an epoch, or load weights that were saved after one')
+    images = train.one_batch()[0]
+    return unnormalized(images, self.normalize_of(images))
 
 # %% ../nbs/41_perturb.ipynb #bb523c9a
 @patch
@@ -285,12 +377,21 @@ def before_batch(self:ReclusterCallback):
     self.n_views,stack = 1,self.perturb=='stack'
     in_place = self.perturb not in ('views', 'stack') if self.training else not (self.views or stack)
     if in_place: return super(ReclusterCallback, self).before_batch()
-    clusters = self.maps_of(images, clusters if self.training else [])
-    views = stack_clusters if stack else cluster_views
-    self.learn.xb = (views(images, clusters, self.clusterer.n_clusters, fill=self.fill),)
-    n = len(self.xb[0])//len(images)
+    normalize = self.normalize_of(images)
+    plain = unnormalized(images, normalize)
+    clusters = self.maps_of(plain, clusters if self.training else [])
+    views = (stack_clusters if stack else cluster_views)(plain, clusters, self.clusterer.n_clusters, fill=self.fill)
+    self.learn.xb = (self._normalized(views, normalize, len(images)),)
+    n = len(views)//len(images)
     if self.training: self.learn.yb = tuple(y.repeat_interleave(n, dim=0) for y in self.yb)
     else: self.n_views = n
+
+@patch
+def _normalized(self:ReclusterCallback, views, normalize, n):
+    "Of a stack, image after image"
+    if normalize is None: return views
+    c = self.xb[0].shape[1]
+    return normalized(views.unflatten(1, (-1, c)).flatten(0, 1), normalize).view(views.shape)
 
 @patch
 def after_pred(self:ReclusterCallback):
@@ -319,4 +420,63 @@ def set_state(self:ReclusterCallback,
         data = self.dls.train.data
         data.set_rows('clusters', put['clusters'].to(data.images.device))
     if state['saliency'] is not None:
-        self.saliency,self.version = state['saliency'].to(self.dls.train.data.images.device),self._model_version()
+        self.saliency,self.sources = state['saliency'].to(self.dls.train.data.images.device),self._now()
+
+# %% ../nbs/41_perturb.ipynb #1001160f
+@patch
+def weights_state(self:ReclusterCallback)->dict: # tensors, or None
+    "What belongs to the weights"
+    return dict(centroids=self.clusterer.centroids, map=getattr(self.clusterer, 'map', None))
+
+@patch
+def set_weights_state(self:ReclusterCallback,
+    state:dict, # from `weights_state`; None if the weights came without: new centroids will be found
+):
+    "Take it back"
+    state = state or dict(centroids=None, map=None)
+    self.clusterer.centroids,self.provisional = state['centroids'],False
+    if state['map'] is not None: self.clusterer.map = state['map']
+
+# %% ../nbs/41_perturb.ipynb #02000a17
+@patch
+@contextmanager
+def for_export(self:ReclusterCallback):
+    "Without what predictions do not need, while the block runs"
+    model = self.clusterer.model
+    if not (self.views or self.perturb=='stack'): self.clusterer.model = None
+    try: yield
+    finally: self.clusterer.model = model
+
+# %% ../nbs/41_perturb.ipynb #1c5265f0
+@patch
+def needed(self:ReclusterCallback)->str: # empty if a learner can do without
+    "Why it cannot be removed"
+    return 'the network takes a stack of clusters, which this callback makes' if self.perturb=='stack' else ''
+
+# %% ../nbs/41_perturb.ipynb #a82b2bdd
+@patch
+def adapt_loaders(self:ReclusterCallback,
+    dls:DataLoaders, # of (image, label)
+)->DataLoaders: # of (image, clusters, label), if their images are in memory; else as they are
+    "Loaders that serve what this callback fills in"
+    train = dls.train if len(dls.loaders) else None
+    if not isinstance(getattr(train, 'data', None), FERData) or dls.n_inp>1: return dls
+    return with_clusters(dls, self.drop_tfms)
+
+# %% ../nbs/41_perturb.ipynb #ad26482b
+@dispatch
+def show_results(x:tuple, y:TensorCategory, samples, outs, ctxs=None, max_n=10, **kwargs):
+    return show_results(x[0], y, L((s[0], s[-1]) for s in samples), outs, ctxs=ctxs, max_n=max_n, **kwargs)
+
+@dispatch
+def plot_top_losses(x:tuple, y:TensorCategory, samples, outs, raws, losses, **kwargs):
+    return plot_top_losses(x[0], y, L((s[0], s[-1]) for s in samples), outs, raws, losses, **kwargs)
+
+# %% ../nbs/41_perturb.ipynb #15ed42f7
+@functools.cache
+def _show_on_tensorboard():
+    "The same for TensorBoard, once it is imported"
+    from fastai.callback.tensorboard import tensorboard_log
+    @dispatch
+    def tensorboard_log(x:tuple, y:TensorCategory, samples, outs, writer, step):
+        return tensorboard_log(x[0], y, L((s[0], s[-1]) for s in samples), outs, writer, step)

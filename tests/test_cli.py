@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fer_perturb.cli import main
-from fer_perturb.experiments import covered_lesson
+from fer_perturb.demo import covered_lesson
 from fer_perturb.readers import save_faces
 from fer_perturb.toyfaces import toy_faces
 

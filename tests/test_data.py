@@ -1,15 +1,16 @@
 "The table of faces: what its parts share, what columns must be, and what keeps them"
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from fer_perturb.augment import FaceAugment
-from fer_perturb.data import USAGES, FERData, show_faces
+from fer_perturb.data import EMOTIONS, USAGES, FERData, show_faces
 from fer_perturb.landmarks import add_landmarks
 from fer_perturb.loaders import face_block
 from fer_perturb.masks import maskfer, occlude
 from fer_perturb.perturb import with_clusters
-from fer_perturb.readers import load_faces, read_faces, save_faces
+from fer_perturb.readers import from_frame, load_faces, read_faces, save_faces
 from fer_perturb.toyfaces import draw_faces
 
 
@@ -122,6 +123,83 @@ def test_rows_that_do_not_fit(faces, name, values, message):
     before = {n: table.column(n) for n in table.column_names}
     with pytest.raises(ValueError, match=message): table.part('Training').set_rows(name, values)
     assert list(before)==table.column_names and all(same(table.column(n), v) for n,v in before.items())
+
+wrong_columns = {
+    'usage of 3': (dict(usage=[0, 1, 2, 3, 0, 0]), 'usage go from 0 to 3'), 'usage of -1': (dict(usage=[0, 1, -1, 0, 0, 0]), 'usage go from -1 to 1'),
+    'usage of 256, which a byte would wrap': (dict(usage=[0, 256, 1, 2, 0, 0]), 'usage go from 0 to 256'), 'usage in floats': (dict(usage=[0., 1, 2, 0, 0, 0]), 'usage are torch.float64: give whole numbers'),
+    'usage in words': (dict(usage=['train']*6), "usage are texts, such as 'train'"), 'two parts an image': (dict(usage=[[0, 1]]*6), r'usage are of shape \(6, 2\)'), 'one part for all': (dict(usage=[0]), '6 images, but 1 usage'),
+    'too few names': (dict(names=['a', 'b']), '6 images, but 2 names'), 'one name for all': (dict(names='face'), '6 images, but 1 names'), 'two names an image': (dict(names=[['a', 'b']]*6), r'names are of shape \(6, 2\)'),
+    'one-hot labels': (dict(labels=torch.eye(7)[:6].long()), r'labels are of shape \(6, 7\): give one for each image'), 'labels in a column': (dict(labels=torch.zeros(6, 1).long()), r'labels are of shape \(6, 1\)'),
+    'NaN as label': (dict(labels=[0, 1, np.nan, 2, 3, 4]), 'labels are torch.float64: give whole numbers'), 'label 7 of 7': (dict(labels=[0, 1, 7, 2, 3, 4]), 'labels go from 0 to 7: with 7 classes'),
+    'label -1': (dict(labels=[0, -1, 2, 2, 3, 4]), 'labels go from -1 to 4'), 'labels in words': (dict(labels=['happy']*6), "labels are texts, such as 'happy'"), 'no labels': (dict(labels=[None]*6), 'labels are texts'),
+    'complex labels': (dict(labels=torch.zeros(6, dtype=torch.complex64)), 'give whole numbers'), 'one label': (dict(labels=3), '6 images, but 1 labels'),
+    'a class twice': (dict(vocab=('happy', 'sad', 'happy', 'fear', 'angry', 'x', 'y')), 'happy is in vocab more than once'), 'a text as vocab': (dict(vocab='abcdefg'), 'give a list of class names'),
+    'a class without a name': (dict(vocab=('a', '', 'c', 'd', 'e', 'f', 'g')), 'class 1 has no name'), 'too few classes': (dict(vocab=('a', 'b')), 'with 2 classes'),
+    'the same number twice': (dict(vocab=(0, 1, '1', 3, 4, 5, 6)), '1 is in vocab more than once')}
+wrong_votes = {
+    'NaN': (np.nan, 'votes of row 2 are NaN or infinite'), 'infinite': (np.inf, 'votes of row 2 are NaN or infinite'), 'minus infinite': (-np.inf, 'votes of row 2 are NaN or infinite'), 'negative': (-1, 'votes of row 2 are negative')}
+
+def with_vote(bad):
+    votes = np.ones((6, 7))
+    votes[2, 3] = bad
+    return votes
+
+@pytest.mark.parametrize('kind', wrong_columns)
+def test_what_a_table_is_given(faces, kind):
+    "From arrays, tensors and lists"
+    columns,sentence = wrong_columns[kind]
+    for images in (faces.images[:6], faces.images[:6].numpy()):
+        with pytest.raises(ValueError, match=sentence): FERData(images, **(dict(labels=[0, 1, 2, 3, 4, 5]) | columns))
+    with pytest.raises(ValueError, match=sentence): FERData(faces.images[:6], [0, 1, 2, 3, 4, 5]).with_columns(**columns)
+
+@pytest.mark.parametrize('kind', wrong_votes)
+def test_votes_are_finite_and_not_negative(faces, kind):
+    bad,sentence = wrong_votes[kind]
+    for votes in (with_vote(bad), torch.from_numpy(with_vote(bad))):
+        with pytest.raises(ValueError, match=sentence): faces[:6].with_columns(votes=votes)
+        with pytest.raises(ValueError, match=sentence): faces[:6].set_rows('votes', torch.as_tensor(votes))
+    with pytest.raises(ValueError, match='votes are texts'): faces[:6].with_columns(votes=['many']*6)
+
+def npz(path, faces, vocab, **columns):
+    "A file as `save_faces` writes it, with whatever in it"
+    values = dict(images=faces.images[:6].numpy(), labels=np.arange(6), usage=np.zeros(6, np.uint8), names=np.array([*'abcdef'])) | columns
+    np.savez(path, vocab=np.array(vocab), **{f'column_{k}': np.asarray(v) for k,v in values.items()})
+    return path
+
+@pytest.mark.parametrize('columns, sentence', [
+    (dict(usage=[0, 1, 2, 3, 0, 0]), 'usage go from'), (dict(usage=[0, 256, 1, 2, 0, 0]), 'usage go from'), (dict(names=[*'ab']), 'but 2 names'), (dict(labels=np.eye(7, dtype=int)[:6]), 'labels are of shape'),
+    (dict(labels=np.arange(6)+2), 'labels go from'), (dict(votes=with_vote(np.nan)), 'votes of row 2'), (dict(votes=with_vote(-1)), 'votes of row 2'), (dict(vocab=['a']*7), 'a is in vocab'), (dict(images=np.zeros((6, 48, 48))), 'give uint8')])
+def test_files_are_checked_as_arrays_are(faces, tmp_path, columns, sentence):
+    path = npz(tmp_path/'bad.npz', faces, **(dict(vocab=list('abcdefg')) | columns))
+    for read in (read_faces, load_faces):
+        with pytest.raises(ValueError, match=sentence): read(path)
+
+def test_a_frame_is_checked_as_arrays_are(faces):
+    frame = pd.DataFrame(dict(image=pd.Series([f.image.numpy() for f in faces[:6]], dtype=object), label=['b', 'a']*3, split=['train']*4 + ['valid', 'test']))
+    with pytest.raises(ValueError, match='b is in vocab more than once'): from_frame(frame, 'image', 'label', 'split', vocab=('b', 'a', 'b'))
+    assert from_frame(frame, 'image', 'label', 'split', vocab=('b', 'a')).labels.tolist()==[0, 1]*3
+
+def test_a_table_of_arrays_equals_one_of_tensors(faces):
+    read_only = faces.images[:6].numpy().copy()
+    read_only.flags.writeable = False
+    for images in (faces.images[:6].numpy(), read_only, faces.images[:6].tolist()):
+        if isinstance(images, list): images = np.array(images, np.uint8)
+        data = FERData(images, np.arange(6), np.array([0, 0, 1, 1, 2, 2]), np.array([*'abcdef']), list('abcdefg'))
+        assert torch.equal(data.images, faces.images[:6]) and data.vocab==tuple('abcdefg') and [f.name for f in data]==[*'abcdef'] and data.usage.tolist()==[0, 0, 1, 1, 2, 2]
+    assert FERData(faces.images[:2], [0, 1], vocab=(0, 1)).vocab==('0', '1')
+
+@pytest.mark.parametrize('wanted', [('neutral', 'angry', 'disgust', 'fear', 'happy', 'sad', 'surprise'), ('surprise', 'sad', 'neutral', 'happy', 'fear', 'disgust', 'angry')])
+def test_another_order_keeps_every_class(faces, wanted):
+    votes = torch.rand(420, 7)
+    data = faces.with_columns(votes=votes)
+    for table in (data, data.part('PublicTest'), data[[5, 2, 9]]):
+        other = table.in_order(wanted)
+        assert other.vocab==wanted and [f.label for f in other]==[f.label for f in table] and torch.equal(other.images, table.images)
+        assert torch.equal(other.column('votes')[:, wanted.index('happy')], table.column('votes')[:, 3])
+        assert torch.equal(other.in_order(table.vocab).labels, table.labels) and torch.equal(other.in_order(table.vocab).column('votes'), table.column('votes'))
+    assert data.vocab==EMOTIONS and torch.equal(data.column('votes'), votes)
+    for others in (wanted[:6], (*wanted, 'contempt'), ('Happy', *[w for w in wanted if w!='happy'])):
+        with pytest.raises(ValueError, match='not the same'): data.in_order(others)
 
 def test_a_constructor_checks_its_columns(faces):
     with pytest.raises(ValueError, match='3 images, but 2 names'): FERData(faces.images[:3], [0, 1, 2], names=['a', 'b'])

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import ten_crop
 from fer_perturb.attention import AttendedStage, SpatialAttention
 from fer_perturb.augment import EraseRandom, FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.learner import (TenCrop, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks,
+from fer_perturb.learner import (BFloat16, MirrorAverage, TenCrop, adamw, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks,
                                  quick_augment, sgd)
 from fer_perturb.loaders import face_block
 from fer_perturb.perturb import Scheme, perturbations, schemes
@@ -99,6 +99,14 @@ def test_ten_crops_are_averaged(dls, faces):
     with torch.no_grad(): expected = torch.stack([model(crop) for crop in ten_crop(images, [40, 40])]).mean(0)
     assert (got-expected).abs().max()<.1*(got-model(images)).abs().max()
 
+def test_mirror_images_are_averaged(dls, faces):
+    learn = quiet_fit(perturb_learner(dls))
+    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, BFloat16)])
+    got = learn.get_preds(dl=learn.dls.test_dl(faces[:4]), cbs=MirrorAverage(), act=nn.Identity())[0]
+    images,model = faces.images[:4, None]/255,learn.model.eval().float()
+    with torch.no_grad(): views = model(images),model(images.flip(-1))
+    assert torch.allclose(got, sum(views)/2, atol=1e-5) and not torch.allclose(got, views[0], atol=1e-5)
+
 def test_fit_paper_lowers_the_rate_when_accuracy_stops_rising(faces):
     class Flat(AvgMetric):
         def __init__(self): super().__init__(lambda *_: torch.tensor(.5))
@@ -108,9 +116,10 @@ def test_fit_paper_lowers_the_rate_when_accuracy_stops_rising(faces):
     class Watch(Callback):
         order = 99
         def after_epoch(self): rates.append(self.opt.hypers[0]['lr'])
-    learn = face_learner(face_block().dataloaders(faces, bs=64), metrics=[Flat()])
-    with learn.no_bar(), learn.no_logging(): learn.fit_paper(8, cbs=Watch())
-    assert learn.opt.opt.defaults['nesterov'] and learn.opt.opt.defaults['momentum']==.9
+        def after_fit(self): self.optimizer = self.opt.opt.defaults
+    learn,watch = face_learner(face_block().dataloaders(faces, bs=64), metrics=[Flat()]),Watch()
+    with learn.no_bar(), learn.no_logging(): learn.fit_paper(8, cbs=watch)
+    assert watch.optimizer['nesterov'] and watch.optimizer['momentum']==.9 and learn.opt is None and learn.opt_func is adamw
     assert rates==pytest.approx([.01]*6 + [.0075]*2)
 
 class Sizes(Callback):

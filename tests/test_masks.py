@@ -1,4 +1,6 @@
 "Masks and other things that hide a part of the face: where they sit, what they leave alone, what is said when they cannot be placed"
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +159,13 @@ def test_kaggles_names_stay_and_doubles_are_refused(faces, tmp_path):
     assert names=={f'train/{few[0].label}/Training_3908.png', f'test/{few[1].label}/PublicTest_7.png', f'test/{few[2].label}/PrivateTest_mine.png'}
     twice = FERData(faces.images[:2], [0,0], names=['a/1.png', 'b/1.png'])
     with pytest.raises(ValueError, match='would be written twice'): write_kaggle(twice, tmp_path/'twice')
+
+def test_a_masked_set_has_the_size_that_is_asked_for(faces, tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        write_kaggle(faces[:140], tmp_path/'faces')
+        assert main(['mask', str(tmp_path/'faces'), str(tmp_path/'large'), '--size', '96'])==0
+        assert load_faces(tmp_path/'large', 96).images.shape==(140, 96, 96)
+        save_faces(faces[:140], tmp_path/'faces.npz')
+        assert main(['mask', str(tmp_path/'faces.npz'), str(tmp_path/'none'), '--size', '96'])==2
+    assert '48×48 pixels, asked for is 96' in capsys.readouterr().err

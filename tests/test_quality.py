@@ -5,7 +5,8 @@ import torch
 
 from fer_perturb.data import FERData
 from fer_perturb.evaluate import summary_table
-from fer_perturb.quality import data_report, flat_images, near_twins, signatures, twin_elsewhere, twins
+from fer_perturb.quality import data_report, flat_images, near_twins, twin_elsewhere, twins
+from fer_perturb.split import signatures
 
 
 @pytest.fixture

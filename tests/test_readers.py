@@ -71,7 +71,7 @@ def test_a_users_own_classes_are_split_and_said_so(faces, tmp_path):
 def test_size_and_colour_are_converted_and_said_so(faces, tmp_path):
     big = np.repeat(np.repeat(np.stack([f.image.numpy() for f in faces[:40]])[..., None], 3, -1), 2, 1)
     files = [(f'{"ab"[i%2]}/{i}.png', png(image)) for i,image in enumerate(big)]
-    with pytest.warns(UserWarning, match='colour mode RGB to gray, 48×96 to 48×48 pixels'): data = load_faces(write_folder(tmp_path/'big', files))
+    with pytest.warns(UserWarning, match='colour mode RGB to gray'), pytest.warns(UserWarning, match='cropped at the centre'): data = load_faces(write_folder(tmp_path/'big', files))
     assert data.images.shape==(40, 48, 48)
 
 def test_cache_is_used_and_renewed(faces, tmp_path, monkeypatch):
@@ -202,6 +202,6 @@ def test_tables_of_ones_own(faces, tmp_path):
     with pytest.warns(UserWarning, match='a tenth'): numbers = from_frame(kinds, vocab=('b', 'a'))
     assert torch.equal(numbers.images[:4], faces.images[:4]) and numbers.labels[:2].tolist()==[0, 1] and numbers.vocab==('b', 'a')
     with pytest.raises(ValueError, match='row 0 has label 5'): from_frame(kinds.assign(label=5), vocab=('b', 'a'))
-    with pytest.raises(ValueError, match="row 0 has split 'x'"): from_frame(frame.assign(part='x'), 'file', 'mood', 'part', folder=tmp_path)
+    with pytest.raises(ValueError, match="row 0 has split .*'x'"): from_frame(frame.assign(part='x'), 'file', 'mood', 'part', folder=tmp_path)
     with pytest.raises(ValueError, match='is a float'): from_frame(kinds.assign(image=1.5))
     with pytest.raises(FileNotFoundError): from_frame(frame.assign(file='gone.png'), 'file', 'mood', folder=tmp_path)

@@ -15,8 +15,8 @@ import torch
 
 from fer_perturb import experiments
 from fer_perturb.checkpoint import Claim, process_start, read_checkpoint, training_state, write_checkpoint
-from fer_perturb.experiments import (Material, Place, Results, Run, comparison, find_grid, grids, open_private, paper_figure,
-                                     paper_table, read_json, run_grid, runs_table, train_runs)
+from fer_perturb.experiments import (Material, Place, Results, Run, find_grid, grids, open_private, read_json, run_grid, runs_table, train_runs)
+from fer_perturb.findings import comparison, paper_figure, paper_table
 from fer_perturb.forms import Form, forms
 from fer_perturb.toyfaces import draw_faces, toy_faces
 
@@ -198,4 +198,4 @@ def test_the_command_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     assert runs_table('tiny', Place(tmp_path/'r', tmp_path/'w')).state.tolist()==['begun']
     assert run_grid('tiny', **options)==0
     said = capsys.readouterr().out
-    assert 'epoch 1/2' not in said and 'epoch 2/2' in said and '0 of 1 runs left' in said
+    assert 'epoch 1/2' not in said and 'epoch 2/2' in said and '1 of 1 runs are finished' in said
