@@ -548,7 +548,7 @@ def serve(
             for name,learn in toy_models().items():
                 paths.append(Path(folder)/f'{name}.pkl')
                 learn.export(paths[-1])
-        for p in paths: _load(p)
+        page_of(paths) # a file that is no model, or two that do not fit together, are found here
         port = port or free_port()
         config = Config(Voila=dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=browser, tornado_settings=_settings(port)),
                         VoilaConfiguration=dict(preheat_kernel=True), # the first visitor does not wait for imports
