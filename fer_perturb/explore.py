@@ -158,8 +158,8 @@ def attention_of(self:Explorer,
     images:Tensor, # (n,h,w) uint8
 )->Tensor: # (n,h,w), more is more important
     "Where the model with attention looks, or what matters to the first model"
-    model = next((l.model for l in self.models.values() if has_attention(l.model) or hasattr(l.model, 'saliency_maps')), None)
-    if model is not None: return saliency_maps(model, images[:,None])
+    learn = next((l for l in self.models.values() if has_attention(l.model)), None)
+    if learn is not None: return saliency_maps(learn, images[:,None])
     return input_saliency(next(iter(self.models.values())), images, 'gradient', smooth=5)
 
 # %% ../nbs/53_explore.ipynb #f7167546
@@ -245,7 +245,7 @@ def toy_models(
         dls,net = face_block().dataloaders(faces, bs=32),toy_network()
         learn = face_learner(dls, net) if name=='baseline' else perturb_learner(
             dls, net, stages=['0','1','2','3'], saliency='energy', every=max(1, epochs//2))
-        with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, .01, opt_func=adamw)
+        with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, .01 if name=='baseline' else .003, opt_func=adamw)
         models[name] = learn
     return models
 
@@ -412,6 +412,7 @@ def _asked(self:Page, change=None):
 
 @patch
 def _chosen(self:Page, change):
+    if change['new'] is None: return # a picture has taken its place
     self.explorer.choose(change['new'])
     self._asked()
 
@@ -430,7 +431,9 @@ def receive(self:Page,
 ):
     "Show a picture, or say what is wrong with the file"
     self.problem = ''
-    try: self.explorer.upload(content, name)
+    try:
+        self.explorer.upload(content, name)
+        self.face.value = None # none of the set
     except Exception as e: self.problem = _sentence(e)
     self.latest()
 
