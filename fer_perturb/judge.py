@@ -66,7 +66,7 @@ def worth_figure(
     face.imshow(image, cmap='gray', vmin=0, vmax=255)
     face.set(title=f'{vocab[best]}, {whole[best]:.0%}', xticks=[], yticks=[])
     change = 100*worth[:,best].numpy()
-    bars.barh(names[::-1], change[::-1], color=np.where(change[::-1]<0, '#0072b2', '#e69f00'))
+    bars.barh(names[::-1], change[::-1], color=np.where(change[::-1]<0, '#542788', '#e08214'))
     bars.axvline(0, color='gray', lw=.8)
     bars.set(title=f'{vocab[best]}, when hidden', xlabel='points')
     limit = max(1e-6, float(worth.abs().max()))*100
@@ -169,7 +169,7 @@ def pointing_game(
 # %% ../nbs/56_judge.ipynb #dac366f2
 def random_weights(
     model:nn.Module, # any
-    seed:int=0, # of the new weights
+    seed:int=2018, # of the new weights; not the seed of the training, which would bring its first weights back
 )->nn.Module: # a copy that has learned nothing
     "The same network, before training"
     fresh = deepcopy(model)
@@ -204,7 +204,7 @@ def judge(
     data:FERData, # faces
     truth:Tensor=None, # (n,h,w) bool, where the truth is, see `expression_pixels`; None if nobody knows
     kinds:tuple=('gradient', 'smooth', 'integrated', 'gradcam'), # of `saliency_methods`
-    seed:int=0, # of random weights, and of the random map
+    seed:int=2018, # of random weights, see `random_weights`, and of the random map
 )->pd.DataFrame: # a row for each model and kind of map, and for two maps that know no network
     "Every map judged: ↓ less is better, ↑ more is better"
     images,regions,rows = data.images.cpu(),data.regions,{}
