@@ -13,10 +13,10 @@ export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test bench check pages alone prepare readme docs need-quarto clean
+.PHONY: help install demo test test-browser need-browser bench check pages alone prepare readme docs need-quarto clean
 
 help: ## list these commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 # the stamp is newer than what it depends on as long as nothing that decides about the installation has changed
 $(STAMP): pyproject.toml settings.ini setup.py constraints.txt
@@ -39,6 +39,13 @@ demo: $(STAMP) ## the whole scheme on a small scale; options: DATA= EPOCHS= ARCH
 test: $(STAMP) ## run every notebook (WORKERS= at a time), then the tests in tests/
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
 	$(BIN)/python -m pytest
+
+test-browser: $(STAMP) need-browser ## try the explorer in a real browser; says how to get one where there is none
+	$(BIN)/python -m pytest tests/test_browser.py
+
+need-browser:
+	@[ -n "$$FER_PERTURB_BROWSER" ] || command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable || { \
+		echo "make test-browser needs Chromium: on Debian, apt install chromium; elsewhere name a Chrome, as in FER_PERTURB_BROWSER=/path/to/chrome make test-browser" >&2; exit 1; }
 
 # its own stamp, since the libraries it compares with are of no other use
 $(BENCH_STAMP): $(STAMP)

@@ -158,8 +158,8 @@ def attention_of(self:Explorer,
     images:Tensor, # (n,h,w) uint8
 )->Tensor: # (n,h,w), more is more important
     "Where the model with attention looks, or what matters to the first model"
-    model = next((l.model for l in self.models.values() if has_attention(l.model) or hasattr(l.model, 'saliency_maps')), None)
-    if model is not None: return saliency_maps(model, images[:,None])
+    learn = next((l for l in self.models.values() if has_attention(l.model)), None)
+    if learn is not None: return saliency_maps(learn, images[:,None])
     return input_saliency(next(iter(self.models.values())), images, 'gradient', smooth=5)
 
 # %% ../nbs/53_explore.ipynb #f7167546
@@ -245,7 +245,7 @@ def toy_models(
         dls,net = face_block().dataloaders(faces, bs=32),toy_network()
         learn = face_learner(dls, net) if name=='baseline' else perturb_learner(
             dls, net, stages=['0','1','2','3'], saliency='energy', every=max(1, epochs//2))
-        with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, .01, opt_func=adamw)
+        with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, .01 if name=='baseline' else .003, opt_func=adamw)
         models[name] = learn
     return models
 
@@ -270,13 +270,14 @@ def png(
 def pictures_html(
     pictures:list, # (caption, PNG bytes)
 )->str: # HTML; captions are escaped
-    "Pictures in a row, or below each other on a narrow screen"
+    "Pictures in a row, smaller on a narrow screen"
     def figure(caption, content):
         source = base64.b64encode(content).decode()
-        return (f'<figure style="margin:0;width:144px"><img alt="{escape(caption)}" src="data:image/png;base64,{source}" '
-                f'style="width:144px;height:144px;image-rendering:pixelated"><figcaption style="line-height:1.3">{escape(caption)}'
+        return (f'<figure style="margin:0"><img alt="{escape(caption)}" src="data:image/png;base64,{source}" '
+                f'style="display:block;width:100%;image-rendering:pixelated"><figcaption style="line-height:1.3">{escape(caption)}'
                 '</figcaption></figure>')
-    return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(figure(*p) for p in pictures)}</div>'
+    columns = f'repeat({len(pictures)},minmax(0,144px))'
+    return f'<div style="display:grid;gap:8px;grid-template-columns:{columns}">{"".join(figure(*p) for p in pictures)}</div>'
 
 # %% ../nbs/53_explore.ipynb #6ef69c1d
 bar_colors = dict(whole='#0072b2', changed='#e69f00') # blue and orange of Okabe and Ito, which the colour-blind tell apart
@@ -288,16 +289,16 @@ def bars_html(
 )->str: # HTML; each bar carries its model, class and probability as data-… attributes
     "Two bars for each class"
     def bar(name, which, p):
-        return (f'<div style="display:flex;align-items:center;gap:6px"><div style="flex:1;background:rgba(128,128,128,.15)">'
+        return (f'<div style="display:flex;align-items:center;gap:6px;height:14px"><div style="flex:1;background:rgba(128,128,128,.15)">'
                 f'<div data-model="{escape(title)}" data-class="{escape(name)}" data-which="{which}" data-value="{p:.4f}" '
-                f'style="height:9px;width:{100*p:.1f}%;background:{bar_colors[which]}"></div></div>'
-                f'<span style="width:3em;text-align:right;font-variant-numeric:tabular-nums;line-height:1">{p:.0%}</span></div>')
+                f'style="height:10px;width:{100*p:.1f}%;background:{bar_colors[which]}"></div></div>'
+                f'<span style="width:3em;text-align:right;font-variant-numeric:tabular-nums;line-height:14px">{p:.0%}</span></div>')
     rows = ''.join(f'<div style="align-self:center">{escape(name)}</div><div>{bar(name, "whole", w)}{bar(name, "changed", c)}</div>'
                    for name,w,c in zip(vocab, *answer.tolist()))
     best = [vocab[i] for i in answer.argmax(1).tolist()]
     said = f'says {best[0]}, and of the changed face {best[1]}' if best[0]!=best[1] else f'says {best[0]}, before and after'
     return (f'<div style="width:min(330px, 92vw)"><div style="line-height:1.4"><b>{escape(title)}</b> {escape(said)}</div>'
-            f'<div style="display:grid;grid-template-columns:5.5em 1fr;gap:4px 6px">{rows}</div></div>')
+            f'<div style="display:grid;grid-template-columns:5.5em 1fr;gap:6px 6px">{rows}</div></div>')
 
 # %% ../nbs/53_explore.ipynb #24c95573
 class Latest:
@@ -345,10 +346,12 @@ class Page(widgets.VBox):
         self.message,self.pictures,self.bars,self.maps = (widgets.HTML() for _ in range(4))
         for part,name in ((self.message,'message'), (self.pictures,'pictures'), (self.bars,'bars'), (self.maps,'saliency')):
             part.add_class(f'explore-{name}')
-        row = widgets.Layout(flex_flow='row wrap', grid_gap='8px 24px')
-        super().__init__([self._intro(), self.message,
-            widgets.Box([self._panel(), widgets.VBox([self.pictures, self.bars, self.maps], layout=dict(flex='1 1 320px', min_width='0'))], layout=row)])
+        results = widgets.VBox([self.pictures, self.bars, self.maps], layout=dict(flex='1 1 320px', min_width='0'))
+        # on a narrow screen the second part stands above the first: the pictures above what changes them
+        parts = widgets.Box([self._panel(), results], layout=dict(flex_flow='row wrap-reverse', align_items='flex-end', grid_gap='8px 24px'))
+        super().__init__([self._intro(), self.message, parts])
         self.add_class('explore')
+        self._name_buttons()
         self.latest,self.problem = Latest(self.steps),''
         self.latest()
 
@@ -395,15 +398,21 @@ def look(self:Page)->Look: # what the controls say
     hidden = tuple(name for name,button in self.buttons.items() if button.value and button.layout.display!='none')
     return Look(**values, wear=self.wear.value, hidden=hidden, saliency=self.kind.value)
 
-# %% ../nbs/53_explore.ipynb #c87c47c5
+# %% ../nbs/53_explore.ipynb #ab0c8caf
+@patch
+def _name_buttons(self:Page):
+    "A button for each cluster that there is"
+    for i in range(1, 7): self.buttons[f'cluster {i}'].layout.display = None if i<=self.sliders['n_clusters'].value else 'none'
+
 @patch
 def _asked(self:Page, change=None):
-    for i in range(1, 7): self.buttons[f'cluster {i}'].layout.display = None if i<=self.sliders['n_clusters'].value else 'none'
+    self._name_buttons()
     self.problem = ''
     self.latest()
 
 @patch
 def _chosen(self:Page, change):
+    if change['new'] is None: return # a picture has taken its place
     self.explorer.choose(change['new'])
     self._asked()
 
@@ -422,7 +431,9 @@ def receive(self:Page,
 ):
     "Show a picture, or say what is wrong with the file"
     self.problem = ''
-    try: self.explorer.upload(content, name)
+    try:
+        self.explorer.upload(content, name)
+        self.face.value = None # none of the set
     except Exception as e: self.problem = _sentence(e)
     self.latest()
 
@@ -516,6 +527,13 @@ def _write_app(folder, paths):
     path.write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel, title='fer_perturb: explore'), nbformat=4, nbformat_minor=5)))
     return path
 
+# %% ../nbs/53_explore.ipynb #788003dc
+def _settings(port):
+    "The browser may talk to this server only, and a file that is too large still reaches the code that says so"
+    policy = (f"default-src 'self' ws://127.0.0.1:{port}; img-src 'self' data: blob:; font-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+              "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; frame-ancestors 'none'")
+    return dict(websocket_max_message_size=64*2**20, headers={'Content-Security-Policy': policy})
+
 # %% ../nbs/53_explore.ipynb #ba987a2d
 def serve(
     model:list=None, # file that `learn.export` wrote, or two of them to compare; two small models are trained if None
@@ -533,10 +551,10 @@ def serve(
             for name,learn in toy_models().items():
                 paths.append(Path(folder)/f'{name}.pkl')
                 learn.export(paths[-1])
-        for p in paths: _load(p)
+        page_of(paths) # a file that is no model, or two that do not fit together, are found here
         port = port or free_port()
-        config = Config(Voila=dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=browser,
-                                   tornado_settings=dict(websocket_max_message_size=64*2**20)), # so that a large file gets a sentence
-                        VoilaConfiguration=dict(preheat_kernel=True))
+        config = Config(Voila=dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=browser, tornado_settings=_settings(port)),
+                        VoilaConfiguration=dict(preheat_kernel=True), # the first visitor does not wait for imports
+                        MappingKernelManager=dict(cull_idle_timeout=600, cull_interval=60)) # of visitors who have left
         print(f'http://127.0.0.1:{port} shows the page; Ctrl-C ends it', flush=True)
         Voila.launch_instance(argv=[str(_write_app(folder, paths))], config=config)

@@ -383,8 +383,11 @@ class FormCallback(Callback):
         images:Tensor, # (b,c,h,w)
         served:list, # what the loaders serve beside the images
     )->Tensor: # (b,h,w) uint8, or None
-        "The maps of a batch"
-        return served[0].as_subclass(Tensor).byte() if served else None
+        "The maps of a batch, at the size of its images, which a transform may have changed"
+        if not served: return None
+        maps = served[0].as_subclass(Tensor).byte()
+        if images is None or maps.shape[-2:]==images.shape[-2:]: return maps
+        return F.interpolate(maps[:,None].float(), images.shape[-2:], mode='nearest')[:,0].byte()
 
 # %% ../nbs/39_forms.ipynb #6033641b
 @patch
