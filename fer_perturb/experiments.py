@@ -37,7 +37,7 @@ from .evaluate import Predictions, predict_faces, scores
 from .forms import DoubleBatch, FormCallback, entry, forms, hidden_share
 from .interpret import input_saliency
 from .landmarks import centre_prior, find_landmarks, landmark_groups
-from .learner import BFloat16, adamw, attention_learner, bfloat16_pays, face_learner, perturb_learner, quick_augment, sgd
+from .learner import BFloat16, adamw, attention_learner, bfloat16_pays, face_learner, muon, perturb_learner, quick_augment, sgd
 from .loaders import face_block
 from .masks import occlude
 from .perturb import perturbations, with_clusters
@@ -56,7 +56,7 @@ class Run:
     arch: str = 'slim_resnet18'    # backbone, or 'backbone:stem_stride'
     faces: str = 'fer2013'         # or 'toy 700': as many toy faces
     recipe: str = 'quick'          # 'quick' or 'paper'
-    optimizer: str = 'sgd'         # of the quick recipe: 'sgd' or 'adamw'
+    optimizer: str = 'sgd'         # of the quick recipe: 'sgd', 'adamw' or 'muon'
     lr: float = 0.                 # highest learning rate; 0 for the recipe's own
     bs: int = 64                   # images in a batch
     augment: str = 'quick'         # 'quick', 'mirror' or 'none'
@@ -200,6 +200,7 @@ grids = dict(
         for f in ('mean', 'noise', 'blur', 'face', 'black')), **quarter),
     tenth=lambda: seeded(core, part=.1, epochs=30),
     h200_forms=_h200_forms, h200_main=lambda: seeded('plain foreign own patch', epochs=40, phase1_epochs=16, **h200),
+    ship=lambda: [Run('patch', epochs=60, optimizer='muon', bs=128)],
     gpu_main=lambda: seeded('plain patch own foreign', epochs=100, phase1_epochs=16, **h200), gpu_backbones=_gpu_backbones)
 
 def with_needs(
@@ -649,7 +650,7 @@ def train_run(
     _precision(learn, setup)
     report = Report(run_title(run), folder/'progress.json', line, live)
     checkpoint = Checkpoint(folder/'checkpoint.pt', stop=stop)
-    quick = partial(learn.fit_quick, lr=run.lr or None, opt_func=dict(sgd=sgd, adamw=adamw)[run.optimizer])
+    quick = partial(learn.fit_quick, lr=run.lr or None, opt_func=dict(sgd=sgd, adamw=adamw, muon=muon)[run.optimizer])
     fit = dict(quick=quick, paper=partial(learn.fit_paper, lr=run.lr or 0.01))[run.recipe]
     with learn.no_bar(), learn.no_logging(): fit(run.epochs, cbs=[report, checkpoint])
     if checkpoint.stopped: return False
@@ -675,9 +676,8 @@ def write_results(
 ):
     "The record of a run, written last, and what belongs to it"
     folder,n = place.work(run),len(material.rows['PublicTest'])
-    if run.attend:
-        with write_beside(folder/'network.pt') as part:
-            torch.save({k: v.cpu() for k,v in learn.model.state_dict().items()}, part)
+    with write_beside(folder/'network.pt') as part:
+        torch.save({k: v.cpu() for k,v in learn.model.state_dict().items()}, part)
     write_faces(material, place)
     found = run_predictions(learn, material, ('clean', 'masks') if run.attend else None)
     kept = {name: p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte() for name,p in found.items()}
