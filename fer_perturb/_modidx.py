@@ -457,7 +457,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_perturb.explore.Page.look': ('explore.html#page.look', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore.Page.receive': ('explore.html#page.receive', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore.Page.steps': ('explore.html#page.steps', 'fer_perturb/explore.py'),
-                                     'fer_perturb.explore._face_box': ('explore.html#_face_box', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore._load': ('explore.html#_load', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore._sentence': ('explore.html#_sentence', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore._settings': ('explore.html#_settings', 'fer_perturb/explore.py'),

@@ -200,7 +200,7 @@ grids = dict(
         for f in ('mean', 'noise', 'blur', 'face', 'black')), **quarter),
     tenth=lambda: seeded(core, part=.1, epochs=30),
     h200_forms=_h200_forms, h200_main=lambda: seeded('plain foreign own patch', epochs=40, phase1_epochs=16, **h200),
-    ship=lambda: [Run('patch', epochs=60, optimizer='muon', bs=128)],
+    ship=lambda: [Run('patch', maps='centre', epochs=60, optimizer='muon', bs=128)],
     gpu_main=lambda: seeded('plain patch own foreign', epochs=100, phase1_epochs=16, **h200), gpu_backbones=_gpu_backbones)
 
 def with_needs(

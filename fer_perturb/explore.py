@@ -23,7 +23,6 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import Learner, load_learner, set_seed
@@ -34,13 +33,15 @@ from torch import Tensor, nn
 from .attention import has_attention
 from .data import REGIONS, FERData, overlay_colors
 from .evaluate import predict_faces
+from .images import gray_photo, to_gray
 from .interpret import input_saliency, saliency_methods
 from .kmeans import INTENSITY_WEIGHT, SPATIAL_WEIGHT, cluster_maps, eq1_features, lloyd, shared_centroids
 from .landmarks import dlib_finder, find_landmarks, landmark_regions, mean_face_finder
 from .learner import adamw, face_learner, perturb_learner
-from .loaders import ToFace, face_block
+from .loaders import face_block
 from .masks import OCCLUSIONS, occlude_images
 from .perturb import Scheme
+from .photos import find_faces
 from .saliency import saliency_maps
 from .toyfaces import toy_faces
 
@@ -58,36 +59,27 @@ def open_picture(
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # Pillow warns of large pictures, which are refused below
             image = Image.open(io.BytesIO(content), formats=('JPEG', 'PNG', 'WEBP', 'BMP'))
-            (w,h),small = image.size,image.width*image.height<=max_pixels
-            if small: return ImageOps.exif_transpose(image)
+            pixels = image.width*image.height
+            if pixels<=max_pixels: return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError: pixels = 2*Image.MAX_IMAGE_PIXELS # or more: Pillow does not open it
     except Exception as e: # a decoder can fail in any way on a file that was made to make it fail
         raise ValueError(f'{name} is not a picture that can be read: give a JPEG, PNG, WebP or BMP file') from e
-    raise ValueError(f'{name} has {w}×{h} = {w*h/1e6:.0f} million pixels: give a picture of at most {max_pixels//10**6} million')
-
-# %% ../nbs/53_explore.ipynb #8125cc82
-def _face_box(gray, margin=.1):
-    "Left, top, right and bottom of the largest face, with a margin; None without a face or without dlib"
-    try: import dlib
-    except ImportError: return None
-    boxes = dlib.get_frontal_face_detector()(gray, 1)
-    if not boxes: return None
-    box = max(boxes, key=lambda b: b.area())
-    rim = margin*box.width()
-    return box.left()-rim,box.top()-rim,box.right()+rim,box.bottom()+rim
+    raise ValueError(f'{name} has {pixels/1e6:.0f} million pixels or more: give a picture of at most {max_pixels//10**6} million')
 
 # %% ../nbs/53_explore.ipynb #f7e688b1
 def crop_face(
     image:Image.Image, # a photo
     size:int=48, # wanted height and width in pixels
-)->tuple: # face (size,size) uint8, and whether a detector found it
+)->tuple: # face (size,size) uint8, and whether it was found
     "The largest face of a photo as a gray square"
-    small = image.convert('RGB')
-    small.thumbnail((640, 640))
-    box = _face_box(np.asarray(small.convert('L')))
-    face = small.crop(tuple(map(round, box))) if box else ImageOps.fit(small, (min(small.size),)*2)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # of the conversion, which is the purpose
-        return ToFace(size)(face)[0].as_subclass(Tensor),bool(box)
+        warnings.simplefilter('ignore') # of conversions, which are the purpose
+        gray = Image.fromarray(gray_photo(image))
+        gray.thumbnail((1024, 1024))
+        try: faces = find_faces(gray, size)
+        except ImportError: faces = () # without dlib
+        if len(faces): return faces.crops[(faces.boxes[:,2]-faces.boxes[:,0]).argmax()],True
+        return torch.from_numpy(to_gray(gray, size)),False
 
 # %% ../nbs/53_explore.ipynb #5fb8dbc4
 @dataclass(frozen=True)
