@@ -23,7 +23,7 @@ from .findings import write_figure
 from .interpret import show_scheme
 from .kmeans import SPATIAL_WEIGHT
 from .landmarks import add_landmarks, centre_prior, find_landmarks, landmark_share, salient_pixels
-from .learner import adamw, attention_learner, face_learner, perturb_learner, quick_augment
+from .learner import attention_learner, face_learner, perturb_learner, quick_augment
 from .loaders import face_block
 from .masks import occlude_images
 from .quality import twin_elsewhere
@@ -69,18 +69,17 @@ def train_aloud(
     name:str, # what is trained, for the reader
     learn:Learner, # trained in place, by `fit_quick`
     epochs:int, # epochs
-    opt_func=None, # see `fit_quick`
     cbs:list=None, # further callbacks
 )->Learner: # the same learner
     "Train, and say how it goes: with progress bars where somebody watches, else with one line an epoch"
     plural = 's' if epochs>1 else ''
     print(f'\n{name}: {epochs} epoch{plural} of {len(learn.dls.train_ds):,} images', flush=True)
     start = time.perf_counter()
-    if sys.stdout.isatty() or IN_NOTEBOOK: learn.fit_quick(epochs, opt_func=opt_func, cbs=cbs)
+    if sys.stdout.isatty() or IN_NOTEBOOK: learn.fit_quick(epochs, cbs=cbs)
     else:
         with learn.no_bar(), learn.no_logging():
             learn.logger = lambda log: epoch_line(epochs, learn.recorder.metric_names, log)
-            learn.fit_quick(epochs, opt_func=opt_func, cbs=cbs)
+            learn.fit_quick(epochs, cbs=cbs)
     print(f'{name}: {(time.perf_counter()-start)/60:.1f} minutes', flush=True)
     return learn
 
@@ -204,10 +203,9 @@ def demo(
     sets = covered_sets(private, seed)
     out.mkdir(parents=True, exist_ok=True)
 
-    opt_func = adamw if toys else None
-    train_aloud('Baseline', baseline, 2*epochs, opt_func)
-    train_aloud('Attention classifier', phase1, epochs, opt_func)
-    train_aloud('Predictor', predictor, epochs, opt_func)
+    train_aloud('Baseline', baseline, 2*epochs)
+    train_aloud('Attention classifier', phase1, epochs)
+    train_aloud('Predictor', predictor, epochs)
     learners,result = dict(baseline=baseline, P=predictor),{}
 
     centroids = centroid_pixels(predictor, faces.images.shape[-1])

@@ -25,7 +25,7 @@ import ipywidgets as widgets
 import matplotlib
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import Learner, load_learner, set_seed
+from fastai.vision.all import set_seed
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -37,13 +37,14 @@ from .images import gray_photo, to_gray
 from .interpret import input_saliency, saliency_methods
 from .kmeans import INTENSITY_WEIGHT, SPATIAL_WEIGHT, cluster_maps, eq1_features, lloyd, shared_centroids
 from .landmarks import dlib_finder, find_landmarks, landmark_regions, mean_face_finder
-from .learner import adamw, face_learner, perturb_learner
+from .learner import face_learner, perturb_learner
 from .loaders import face_block
 from .masks import OCCLUSIONS, occlude_images
 from .perturb import Scheme
 from .photos import find_faces
 from .saliency import saliency_maps
 from .toyfaces import toy_faces
+from .weights import load_model
 
 # %% ../nbs/53_explore.ipynb #13336e6f
 max_bytes,max_pixels = 8*2**20,20_000_000
@@ -237,7 +238,7 @@ def toy_models(
         dls,net = face_block().dataloaders(faces, bs=32),toy_network()
         learn = face_learner(dls, net) if name=='baseline' else perturb_learner(
             dls, net, stages=['0','1','2','3'], saliency='energy', every=max(1, epochs//2))
-        with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, .01 if name=='baseline' else .003, opt_func=adamw)
+        with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs)
         models[name] = learn
     return models
 
@@ -489,25 +490,12 @@ def free_port()->int: # a port of the loopback address that nobody listens at
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-# %% ../nbs/53_explore.ipynb #a1e0c0cf
-def _load(path):
-    "A learner from a file, with a sentence where that fails"
-    path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'no model at {path}: give a file that learn.export wrote')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore') # fastai warns that a pickle can run code, and so does this page
-            learn = load_learner(path)
-    except Exception as e: raise ValueError(f'{path} is not a model that can be read ({e}): give a file that learn.export wrote') from e
-    if not isinstance(learn, Learner): raise ValueError(f'{path} holds a {type(learn).__name__}: give a file that learn.export wrote')
-    return learn
-
 # %% ../nbs/53_explore.ipynb #f8bf036a
 def page_of(
-    paths:list, # files that `learn.export` wrote, one or two
+    paths:list, # files that `load_model` reads, one or two
 )->Page: # with toy faces to choose from
     "The page of models in files, which `serve` shows"
-    return explore({Path(p).stem: _load(p) for p in paths}, toy_faces(700, seed=3).part('PrivateTest'))
+    return explore({Path(p).stem: load_model(p) for p in paths}, toy_faces(700, seed=3).part('PrivateTest'))
 
 # %% ../nbs/53_explore.ipynb #9d57017d
 def _write_app(folder, paths):
@@ -528,7 +516,7 @@ def _settings(port):
 
 # %% ../nbs/53_explore.ipynb #ba987a2d
 def serve(
-    model:list=None, # file that `learn.export` wrote, or two of them to compare; two small models are trained if None
+    model:list=None, # file that `load_model` reads, or two of them to compare; two small models are trained if None
     port:int=None, # port of the loopback address; a free one if None
     browser:bool=True, # open a browser
 ):

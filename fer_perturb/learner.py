@@ -170,8 +170,8 @@ def fit_paper(self:Learner,
 
 # %% ../nbs/42_learner.ipynb #7c9162fa
 class SmallFirst(Callback):
-    "Train on images of three quarters of their side in the first 40 % of the epochs, if the model takes them"
-    order,run_valid = ReclusterCallback.order+0.5,False # regions are hidden at full size
+    "Train and validate on images of three quarters of their side in the first 40 % of the epochs, if the model takes them"
+    order = ReclusterCallback.order+0.5 # regions are hidden at full size
     def before_fit(self): self.takes = None
     def get_state(self): return dict(takes=self.takes)
     def set_state(self, state): self.takes = state['takes']

@@ -14,9 +14,10 @@ from PIL import Image
 
 from fer_perturb import __version__
 from fer_perturb.answers import face_probabilities
-from fer_perturb.cli import COMMANDS, load_model, main
+from fer_perturb.cli import COMMANDS, main
 from fer_perturb.demo import covered_lesson
 from fer_perturb.export import predict_onnx
+from fer_perturb.weights import load_model
 from fer_perturb.photos import toy_scene
 from fer_perturb.readers import save_faces
 from fer_perturb.toyfaces import toy_faces

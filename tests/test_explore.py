@@ -189,7 +189,7 @@ def test_a_page_from_files(models, tmp_path):
     assert list(page_of([tmp_path/'one.pkl', tmp_path/'two.pkl']).explorer.models)==['one', 'two']
     (tmp_path/'bad.pkl').write_bytes(b'no model')
     for call in (lambda: page_of([tmp_path/'bad.pkl']), lambda: serve(tmp_path/'bad.pkl', browser=False) if _voila() else page_of([tmp_path/'bad.pkl'])):
-        with pytest.raises(ValueError, match='not a model that can be read'): call()
+        with pytest.raises(ValueError, match='no model that can be loaded'): call()
     with pytest.raises(FileNotFoundError, match='learn.export'): page_of([tmp_path/'none.pkl'])
 
 def _voila():

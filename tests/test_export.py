@@ -11,10 +11,11 @@ from fer_perturb.attention import add_attention
 from fer_perturb.backbones import create_backbone
 from fer_perturb.ensemble import ensemble_learner
 from fer_perturb.data import FERData
-from fer_perturb.export import export_onnx, load_weights, save_weights
+from fer_perturb.export import export_onnx
 from fer_perturb.learner import attention_learner, face_learner, perturb_learner
 from fer_perturb.loaders import face_block
 from fer_perturb.toyfaces import toy_faces
+from fer_perturb.weights import load_weights, save_weights
 
 # as the extra `onnx` of settings.ini asks for
 new_enough = pytest.mark.skipif(tuple(map(int, torch.__version__.split('.')[:2]))<(2, 7), reason='torch before 2.7 writes ONNX files that are wrong, or none')
