@@ -48,7 +48,7 @@ def served(models, tmp_path_factory):
 @pytest.fixture(scope='module')
 def browser():
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chrome, args=['--no-sandbox'])
+        browser = p.chromium.launch(executable_path=chrome, args=['--no-sandbox', '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream'])
         yield browser
         browser.close()
 
@@ -137,6 +137,15 @@ def test_files_that_somebody_sends(page, served, tmp_path):
     assert 'No face was found' in message(page) and page.locator('.explore-message img').count()==0
     assert files(served[1])==before, 'an upload was written to disk'
     assert not page.outside, 'the page fetched something from elsewhere'
+
+def test_camera(page):
+    "Chromium's pretended camera shows a green picture with a clock"
+    pytest.importorskip('anywidget')
+    page.get_by_role('button', name='Camera').click()
+    page.wait_for_function("document.querySelector('.explore video').videoWidth>0")
+    shot(page, 'camera')
+    after(page, page.get_by_role('button', name='Take the picture').click, lambda p: probabilities(p, 'whole'))
+    assert 'No face was found' in message(page) and page.locator('.explore video').is_hidden()
 
 def test_on_a_phone(page):
     page.set_viewport_size(dict(width=390, height=1400))

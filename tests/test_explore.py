@@ -179,6 +179,15 @@ def test_what_nobody_foresaw_is_a_sentence_too(explorer, monkeypatch):
     page.buttons['eyes'].value = False
     assert 'Answered' in page.message.value
 
+def test_camera(explorer):
+    pytest.importorskip('anywidget')
+    page = Page(explorer)
+    before = page.pictures.value
+    page.camera.picture = encoded(gray.resize((90, 70)), 'JPEG')
+    assert page.pictures.value!=before and page.face.value is None and 'the picture' in page.pictures.value
+    page.camera.picture = b'no picture'
+    assert 'not a picture' in page.message.value
+
 def test_names_are_text():
     evil = '<img src=x onerror=alert(1)>"'
     for html in (pictures_html([(evil, b'')]), bars_html([evil], torch.rand(2, 1), evil)): assert evil not in html and '<img src=x' not in html
