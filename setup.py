@@ -18,4 +18,5 @@ setup(
     author=cfg['author'], license_expression=cfg['license'], keywords=cfg['keywords'].split(), python_requires=f'>={cfg["min_python"]}',
     classifiers=[f'Development Status :: {statuses[cfg.getint("status")]}', 'Intended Audience :: Education', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3'],
-    install_requires=cfg['requirements'].split(), extras_require=extras, packages=find_packages(include=['fer_perturb', 'fer_perturb.*']))
+    install_requires=cfg['requirements'].split(), extras_require=extras, packages=find_packages(include=['fer_perturb', 'fer_perturb.*']),
+    package_data=dict(fer_perturb=['pretrained/*']))

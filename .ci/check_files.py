@@ -10,8 +10,8 @@ import yaml
 
 root = Path(__file__).resolve().parent.parent
 allow_list = '.ci/allowed_files.txt'
-binary_suffixes = {'.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.npz', '.npy', '.pkl', '.pt', '.pth', '.onnx', '.zip', '.tar', '.gz'}
-notebook_limit,file_limit = 400_000,1_000_000
+binary_suffixes = {'.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.npz', '.npy', '.pkl', '.pt', '.pth', '.onnx', '.safetensors', '.zip', '.tar', '.gz'}
+notebook_limit,weights_limit,file_limit = 400_000,8_000_000,1_000_000
 # a home or scratch folder at the start of a path; URLs, relative paths and ~/ do not match
 machine_path = re.compile(r'(?<![\w.~*-])/(?:root|home|work|tmp|Users|opt|mnt|var/folders)/[\w.-]+|/(?:site|dist)-packages/|\b[A-Z]:\\+Users\\')
 
@@ -46,8 +46,8 @@ def check_results(name):
             if arrays[key].ndim>2 and len(arrays[key])>20: yield f'{name}: {key} has the shape {arrays[key].shape}: results hold no images'
 
 def check_size(name):
-    "Notebooks and files in general have a limit"
-    size,limit = (root/name).stat().st_size,notebook_limit if name.endswith('.ipynb') else file_limit
+    "Notebooks, weights, and files in general have a limit"
+    size,limit = (root/name).stat().st_size,{'.ipynb': notebook_limit, '.safetensors': weights_limit}.get(Path(name).suffix, file_limit)
     if size>limit: yield f'{name}: {size/1000:,.0f} kB, and {limit/1000:,.0f} is the limit: show fewer or smaller outputs'
 
 def check_paths(name):

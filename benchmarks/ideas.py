@@ -39,8 +39,10 @@ class Alternate(Callback):
     def before_epoch(self):
         if self.epoch: self.turn(slice(None))
     def turn(self, rows):
-        images = self.dls.train.data.images
+        data = self.dls.train.data
+        images = data.images # a copy
         images[rows] = images[rows].flip(-1)
+        data.set_rows('images', images)
 
 class Average(Callback):
     "Evaluate a running mean of the weights"

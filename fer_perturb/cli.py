@@ -147,12 +147,11 @@ def demo(
 
 # %% ../nbs/61_cli.ipynb #6100a024
 def explore(
-    model:Annotated[str, dict(opt=False, nargs='?')]=None, # file that train wrote (default: two small models of toy faces)
+    model:Annotated[str, dict(opt=False, nargs='?')]=None, # file that train wrote (default: the weights of the package)
 ):
     "Open the explorer in a browser: attention, clusters and answers, with controls"
     from fer_perturb.explore import serve
-    from fer_perturb.weights import model_path
-    serve(model and model_path(model))
+    serve(model)
 
 # %% ../nbs/61_cli.ipynb #d47a0002
 def data(

@@ -44,7 +44,7 @@ from .perturb import Scheme
 from .photos import find_faces
 from .saliency import saliency_maps
 from .toyfaces import toy_faces
-from .weights import load_model
+from .weights import load_model, model_path, pretrained_learner
 
 # %% ../nbs/53_explore.ipynb #13336e6f
 max_bytes,max_pixels = 8*2**20,20_000_000
@@ -531,11 +531,12 @@ def _say(self:Page, text, problem=''):
 
 # %% ../nbs/53_explore.ipynb #b97a7080
 def explore(
-    learn=None, # `Learner`, or {name: `Learner`} of two to compare; two that are trained on toy faces now if None
+    learn=None, # `Learner`, or {name: `Learner`} of two to compare; that of the package if None
     faces:FERData=None, # to choose from; PrivateTest of the learner's own, or toy faces, if None
 )->Page: # shows itself in a notebook
     "Look at faces, hide parts of them, and watch the answers"
-    models = toy_models() if learn is None else learn if isinstance(learn, dict) else {'model': learn}
+    if learn is None: learn = {'pretrained': pretrained_learner()}
+    models = learn if isinstance(learn, dict) else {'model': learn}
     if faces is None:
         own = getattr(next(iter(models.values())).dls.valid, 'data', None)
         faces = own if isinstance(own, FERData) and len(own) else toy_faces(700, seed=3)
@@ -575,7 +576,7 @@ def _settings(port):
 
 # %% ../nbs/53_explore.ipynb #ba987a2d
 def serve(
-    model:list=None, # file that `load_model` reads, or two of them to compare; two small models are trained if None
+    model:list=None, # file that `load_model` reads, or two of them to compare; that of the package if None
     port:int=None, # port of the loopback address; a free one if None
     browser:bool=True, # open a browser
 ):
@@ -584,12 +585,7 @@ def serve(
     except ImportError as e: raise ImportError("the page is served by Voilà: pip install 'fer_perturb[explore]'") from e
     from traitlets.config import Config
     with tempfile.TemporaryDirectory() as folder:
-        paths = [model] if isinstance(model, (str, Path)) else list(model or [])
-        if not paths:
-            print('training two small models on toy faces: about a minute', flush=True)
-            for name,learn in toy_models().items():
-                paths.append(Path(folder)/f'{name}.pkl')
-                learn.export(paths[-1])
+        paths = model if isinstance(model, (list, tuple)) else [model_path(model)]
         page_of(paths) # a file that is no model, or two that do not fit together, are found here
         port = port or free_port()
         config = Config(Voila=dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=browser, tornado_settings=_settings(port)),

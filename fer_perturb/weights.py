@@ -14,8 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoaders, ImageBlock, Learner, MixedPrecision, Normalize, Resize, TensorImage,
-                               default_device, load_learner)
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoaders, ImageBlock, Learner, MixedPrecision, Normalize,
+                               Resize, TensorImage, default_device, load_learner)
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -69,9 +69,11 @@ def weights_header(
     "What the weights belong to, as JSON texts"
     origin = getattr(learn, 'origin', None)
     if not origin:
-        raise ValueError('nobody knows how this network was built: take learners of face_learner, attention_learner or perturb_learner')
+        raise ValueError('nobody knows how this network was built: '
+                         'take learners of face_learner, attention_learner or perturb_learner')
     mean,std = (t.flatten().tolist() for t in input_normalization(learn, example_images(learn)))
-    facts = origin | dict(vocab=[str(v) for v in learn.dls.vocab], mean=mean, std=std, fer_perturb=version('fer_perturb'))
+    vocab = [str(v) for v in learn.dls.vocab]
+    facts = origin | dict(vocab=vocab, mean=mean, std=std, fer_perturb=version('fer_perturb'))
     return {name: json.dumps(value) for name,value in facts.items()}
 
 # %% ../nbs/46_weights.ipynb #567cf169
@@ -84,7 +86,8 @@ def save_weights(
     check_one_view(learn)
     header,path = weights_header(learn),Path(path)
     def kept(t): return (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous().clone()
-    with write_beside(path) as part: save_file({name: kept(t) for name,t in learn.model.state_dict().items()}, part, metadata=header)
+    tensors = {name: kept(t) for name,t in learn.model.state_dict().items()}
+    with write_beside(path) as part: save_file(tensors, part, metadata=header)
     return path
 
 # %% ../nbs/46_weights.ipynb #6301080a
@@ -100,7 +103,8 @@ def read_weights(
     except (SafetensorError, OSError) as e: raise ValueError(f'{path.name} is no whole safetensors file ({e})') from e
     if 'fer_perturb' not in header:
         raise ValueError(f'{path.name} does not say how to build its network: give a file that save_weights wrote')
-    return {name: json.loads(text) for name,text in header.items()},{n: t.float() if t.is_floating_point() else t for n,t in tensors.items()}
+    tensors = {name: t.float() if t.is_floating_point() else t for name,t in tensors.items()}
+    return {name: json.loads(text) for name,text in header.items()},tensors
 
 # %% ../nbs/46_weights.ipynb #e4aa71e4
 def blank_loaders(
@@ -134,7 +138,8 @@ def load_weights(
         if header['arch'] is None:
             raise ValueError(f'{Path(path).name} holds the weights of a network of your own: give it as model=')
         model = create_backbone(header['arch'], len(vocab), n_in, size=size)
-        if header.get('attention'): model = add_attention(model, header['attention'], header['stages'], torch.zeros(1, n_in, *size))
+        example = torch.zeros(1, n_in, *size)
+        if header.get('attention'): model = add_attention(model, header['attention'], header['stages'], example)
     try: model.load_state_dict(tensors)
     except RuntimeError as e: raise ValueError(f'the weights of {Path(path).name} do not fit the network: {e}') from e
     dls = blank_loaders(vocab, n_in, size, header['mean'], header['std'])
@@ -157,23 +162,20 @@ def find_device(
     return torch.device(name)
 
 # %% ../nbs/46_weights.ipynb #6100a003
-def shipped_weights()->Path: # None if there are none
+def shipped_weights()->Path: # of a safetensors file
     "The weights that come with the package"
-    path = Path(str(files('fer_perturb')))/'pretrained'/'slim_resnet18.safetensors'
-    return path if path.exists() else None
+    return Path(str(files('fer_perturb')))/'pretrained'/'slim_resnet18.safetensors'
 
 # %% ../nbs/46_weights.ipynb #6100a004
 MODEL_SUFFIXES = ('.pkl', '.safetensors')
+_advice = 'give a file that fer-perturb train, learn.export or save_weights wrote'
 
 def model_path(
-    model:Path=None, # path of a model; the shipped weights if None
+    model:Path=None, # path of a model; the weights of the package if None
 )->Path: # of a file that is there
     "Where a model is; a sentence if there is none"
     path = shipped_weights() if model is None else Path(model).expanduser()
-    if path is None:
-        raise ValueError('no trained model comes with this version: make one with fer-perturb train DATA --save model.safetensors, '
-                         'and give its name')
-    if not path.is_file(): raise FileNotFoundError(f'no model at {path}: give a file that fer-perturb train, learn.export or save_weights wrote')
+    if not path.is_file(): raise FileNotFoundError(f'no model at {path}: {_advice}')
     if path.suffix.lower() not in MODEL_SUFFIXES:
         raise ValueError(f'{path} is no model: give a file that ends in {" or ".join(MODEL_SUFFIXES)}')
     return path
@@ -192,7 +194,7 @@ def load_model(
         if not isinstance(learn, Learner): raise ValueError(f'it holds a {type(learn).__name__}')
     except ImportError: raise
     except Exception as e: # what is no pickle of ours raises nearly anything
-        raise ValueError(f'{path} is no model that can be loaded ({type(e).__name__}: {e}): give a file that fer-perturb train, learn.export or save_weights wrote') from e
+        raise ValueError(f'{path} is no model that can be loaded ({type(e).__name__}: {e}): {_advice}') from e
     for cb in (BFloat16, MixedPrecision): learn.remove_cb(cb)
     learn.dls.to(device)
     learn.model.to(device)
@@ -205,7 +207,8 @@ def save_model(
 ):
     "Write a model that `load_model` reads"
     path = Path(path)
-    if path.suffix.lower() not in MODEL_SUFFIXES: raise ValueError(f'{path} does not end in {" or ".join(MODEL_SUFFIXES)}: give another name')
+    if path.suffix.lower() not in MODEL_SUFFIXES:
+        raise ValueError(f'{path} does not end in {" or ".join(MODEL_SUFFIXES)}: give another name')
     if path.suffix.lower()=='.safetensors': save_weights(learn, path)
     else:
         with write_beside(path) as part: learn.export(part.resolve())
