@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .landmarks import top_pixels
+from .processes import ALONE, Processes
 
 # %% ../nbs/40_kmeans.ipynb #29a83688
 def image_slices(
@@ -109,10 +110,11 @@ def plain_step(
     centroids:Tensor, # (b,k,d) float32
     handicap:Tensor, # (b,k,1) float32
     scores:Tensor, # (b,k,n) float32, memory for intermediate results
+    processes:Processes=ALONE, # that hold parts of these points
 )->Tensor: # (b,k,d), moved
     "One step of Lloyd as two matrix products"
     members = nearest_one_hot(coordinates, centroids, handicap, scores)
-    return move_centroids(torch.bmm(members, mass.transpose(1, 2)), centroids)
+    return move_centroids(processes.total(torch.bmm(members, mass.transpose(1, 2))), centroids)
 
 # %% ../nbs/40_kmeans.ipynb #acfdfff9
 def fused_nearest(
@@ -222,12 +224,13 @@ def lloyd_plain(
     centroids:Tensor, # (b,k,d) float32, centred
     handicap:Tensor, # (b,k,1) float32
     n_iter:int, # steps
+    processes:Processes=ALONE, # that hold parts of these points
 )->tuple: # labels (b,n) float32, centroids (b,k,d), inertia (b,)
     "Matrix products"
     if weights is not None: mass = mass*weights[:,None]
     b,k,_ = centroids.shape
     scores = coordinates.new_empty(b, k, coordinates.shape[2])
-    for _ in range(n_iter): centroids = plain_step(coordinates, mass, centroids, handicap, scores)
+    for _ in range(n_iter): centroids = plain_step(coordinates, mass, centroids, handicap, scores, processes)
     one_hot = nearest_one_hot(coordinates, centroids, handicap, scores)
     offsets = torch.baddbmm(coordinates, centroids.transpose(1, 2), one_hot, alpha=-1)
     if weights is not None: offsets.mul_(weights.sqrt()[:,None])
@@ -260,19 +263,21 @@ def lloyd_slice(
     weights:Tensor, # (b,n) float32, or None
     n_iter:int, # steps
     fuse:bool, # use `lloyd_fused`
+    processes:Processes=ALONE, # that hold parts of these points
 )->tuple: # labels (b,n), centroids (b,k,d), inertia (b,)
     "Lloyd's algorithm for images that fit into memory together"
     (b,n,d),k = points.shape,centroids.shape[1]
     mass = torch.ones(b, d+1, n, device=points.device)
     coordinates = mass[:,:d].copy_(points.transpose(1, 2))
-    centre = coordinates.mean(2, keepdim=True)
+    count = processes.total(torch.full((), float(n), device=points.device))
+    centre = processes.total(coordinates.sum(2, keepdim=True))/count
     coordinates.sub_(centre)
     centroids = centroids-centre.transpose(1, 2)
-    mean_square = torch.linalg.vector_norm(coordinates, dim=(1, 2)).square()/n
+    mean_square = processes.total(torch.linalg.vector_norm(coordinates, dim=(1, 2)).square())/count
     handicap = 1e-6*mean_square[:,None,None]*torch.arange(k, device=points.device)[:,None]
     found = lloyd_fused(coordinates, weights, centroids, handicap, n_iter) if fuse else None
-    labels,centroids,inertia = found or lloyd_plain(coordinates, mass, weights, centroids, handicap, n_iter)
-    return labels,centroids+centre.transpose(1, 2),inertia
+    labels,centroids,inertia = found or lloyd_plain(coordinates, mass, weights, centroids, handicap, n_iter, processes)
+    return labels,centroids+centre.transpose(1, 2),processes.total(inertia)
 
 # %% ../nbs/40_kmeans.ipynb #77e91f59
 @torch.no_grad()
@@ -283,9 +288,12 @@ def lloyd(
     n_iter:int=10, # steps; 0 only assigns points
     chunk:int=None, # images at a time; if None as `image_slices` chooses
     compiled:bool=None, # use `lloyd_fused`; once that pays if None
+    processes:Processes=ALONE, # that hold parts of these points; never compiled if there are several
 )->KMeans: # labels (b,n) int64, centroids (b,k,d) and inertia (b,) float32, on the points' device
     "Lloyd's algorithm for many images, without a look at values"
-    check_shapes(points, centroids.shape[-2], centroids, weights)
+    alone = processes.n==1
+    if alone: check_shapes(points, centroids.shape[-2], centroids, weights) # a part may be empty
+    else: chunk,compiled = max(1, len(points)),False # all meet at the same times
     (b,n,d),k = points.shape,centroids.shape[-2]
     centroids = centroids.float().expand(b, -1, -1)
     if weights is not None: weights = weights.float()
@@ -295,9 +303,28 @@ def lloyd(
     with torch.autocast(points.device.type, enabled=False):
         for rows in image_slices(b, 4*n*(d+3 if compiled else 3*d+k+3), points.device, chunk):
             own_weights = None if weights is None else weights[rows]
-            part = lloyd_slice(points[rows], centroids[rows], own_weights, n_iter, compiled)
+            part = lloyd_slice(points[rows], centroids[rows], own_weights, n_iter, compiled, processes)
             for whole,values in zip(result, part): whole[rows] = values
     return result
+
+# %% ../nbs/40_kmeans.ipynb #29f0a001
+def _point_at(x, chances, target):
+    "(b,1,d): where the running sum of the chances passes the target"
+    index = torch.searchsorted(chances.cumsum(1), target, right=True).clamp(max=x.shape[1]-1)
+    return x.gather(1, index[...,None].expand(-1, -1, x.shape[2]))
+
+def _drawn_point(x, chances, draws, processes):
+    "(b,1,d): one point of each set, of all processes together"
+    if processes.n==1: return _point_at(x, chances, draws*chances.cumsum(1)[:,-1:])
+    own = torch.cat([chances.sum(1), chances.new_full((1,), x.shape[1])])
+    *sums,points = processes.gather(own[None]).unbind(1)
+    sums = torch.stack(sums)
+    running = sums.cumsum(1)
+    target = draws*running[:,-1:]
+    owner = torch.searchsorted(running, target, right=True).clamp(max=int(points.nonzero().max()))
+    if not x.shape[1]: return processes.total(x.new_zeros(len(x), 1, x.shape[2]))
+    found = _point_at(x, chances, target-(running-sums).gather(1, owner))
+    return processes.total(torch.where(owner[...,None]==processes.number, found, 0.))
 
 # %% ../nbs/40_kmeans.ipynb #3b8c8cf9
 @torch.no_grad()
@@ -306,22 +333,21 @@ def kmeans_plus_plus(
     n_clusters:int, # k
     weights:Tensor=None, # (b,n) ≥ 0; a point of weight 0 is not drawn as long as there are others
     generator:torch.Generator=None, # source of the draws, on any device; the default of the points' device if None
+    processes:Processes=ALONE, # that hold parts of these points, and draw the same numbers
 )->Tensor: # (b,k,d) float32, each one of the points
     "Draw starting centroids that are far from each other"
-    check_shapes(points, n_clusters, weights=weights)
+    if processes.n==1: check_shapes(points, n_clusters, weights=weights) # a part may be empty
     b,n,d = points.shape
     device = points.device
     drawn_on = device if generator is None else generator.device
     draws = torch.rand(b, n_clusters, generator=generator, device=drawn_on).to(device)
     centroids = torch.empty(b, n_clusters, d, device=device)
-    for rows in image_slices(b, 4*n*(3*d+4), device):
+    for rows in image_slices(b, 4*n*(3*d+4), device, None if processes.n==1 else b):
         x = points[rows].float()
         base = torch.ones_like(x[...,0]) if weights is None else weights[rows].float()
         chances,nearest = base,torch.full_like(base, float('inf'))
         for j in range(n_clusters):
-            running = chances.cumsum(1)
-            index = torch.searchsorted(running, draws[rows,j,None]*running[:,-1:], right=True).clamp(max=n-1)
-            drawn = x.gather(1, index[...,None].expand(-1, -1, d))
+            drawn = _drawn_point(x, chances, draws[rows,j,None], processes)
             centroids[rows,j] = drawn[:,0]
             nearest = torch.minimum(nearest, (x-drawn).square().sum(-1))
             chances = nearest*base
@@ -351,15 +377,16 @@ def kmeans(
     chunk:int=None, # images at a time; if None as `image_slices` chooses
     generator:torch.Generator=None, # of k-means++
     compiled:bool=None, # compile the steps; once that pays if None
+    processes:Processes=ALONE, # that hold parts of these points
 )->KMeans: # labels (b,n) int64, centroids (b,k,d) and inertia (b,) float32, on the points' device
     "k-means of each image's points"
     if isinstance(n_clusters, Tensor) and centroids is None: n_clusters,centroids = None,n_clusters
     if (n_clusters is None)==(centroids is None):
         raise ValueError('give either n_clusters or centroids: k-means needs one start')
-    check_shapes(points, n_clusters if centroids is None else centroids.shape[-2], centroids, weights)
+    if processes.n==1: check_shapes(points, n_clusters if centroids is None else centroids.shape[-2], centroids, weights)
     check_points(points, centroids, weights)
-    if centroids is None: centroids = kmeans_plus_plus(points, n_clusters, weights, generator)
-    return lloyd(points, centroids, weights, n_iter, chunk, compiled)
+    if centroids is None: centroids = kmeans_plus_plus(points, n_clusters, weights, generator, processes)
+    return lloyd(points, centroids, weights, n_iter, chunk, compiled, processes)
 
 # %% ../nbs/40_kmeans.ipynb #ebcf0482
 @torch.no_grad()
@@ -369,14 +396,15 @@ def shared_centroids(
     weights:Tensor=None, # (b,n) ≥ 0
     n_init:int=4, # starts, of which the one with the lowest inertia is taken
     seed:int=0, # of k-means++; the same on every device
+    processes:Processes=ALONE, # that hold parts of the sample
 )->Tensor: # (k,d), sorted from left to right
     "Centroids for all images together"
-    check_shapes(points, n_clusters, weights=weights)
+    if processes.n==1: check_shapes(points, n_clusters, weights=weights)
     check_points(points, weights=weights)
     pooled = points.flatten(0, 1).expand(n_init, -1, -1)
     if weights is not None: weights = weights.flatten().expand(n_init, -1)
-    starts = kmeans_plus_plus(pooled, n_clusters, weights, torch.Generator().manual_seed(seed))
-    fits = lloyd(pooled, starts, weights, n_iter=30, compiled=False)
+    starts = kmeans_plus_plus(pooled, n_clusters, weights, torch.Generator().manual_seed(seed), processes)
+    fits = lloyd(pooled, starts, weights, n_iter=30, compiled=False, processes=processes)
     best = fits.centroids[fits.inertia.argmin(0, keepdim=True)][0]
     return best[best[:,0].argsort()]
 
