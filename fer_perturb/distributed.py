@@ -32,6 +32,12 @@ class _SharedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient): return ctx.processes.total(gradient.contiguous()),None
 
+# %% ../nbs/45_distributed.ipynb #45000030
+def _at_least_single(values):
+    "Sums over many need more than 16 bits"
+    values = values.as_subclass(Tensor)
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
 # %% ../nbs/45_distributed.ipynb #45000008
 def synced_batch_norm(
     processes:Processes, # each with its share of the images
@@ -46,7 +52,7 @@ def synced_batch_norm(
 )->Tensor: # (b,c,…)
     "`F.batch_norm` in training, with mean and variance of all shares"
     if not training: return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    x,shape = input.as_subclass(Tensor).float(),(1, -1, *[1]*(input.ndim-2))
+    x,shape = _at_least_single(input),(1, -1, *[1]*(input.ndim-2))
     dims = [0, *range(2, x.ndim)]
     n = processes.total(torch.full((), x.numel()/x.shape[1], device=x.device))
     centred = x - (mean := _SharedSum.apply(x.sum(dims), processes)/n).view(shape)
@@ -76,7 +82,7 @@ class SyncedBatchNorm(TorchFunctionMode):
 # %% ../nbs/45_distributed.ipynb #45000013
 class ShareBatches(Callback):
     "Compute a share of every batch; the rest of the training sees all of it"
-    order,shares_batches,kept = MixedPrecision.order+2,True,None
+    order,shares_batches,waits,kept = MixedPrecision.order+2,True,False,None
     def __init__(self,
         processes:Processes, # this one and the others
     ): self.processes = processes
@@ -96,17 +102,19 @@ class ShareBatches(Callback):
 def before_batch(self:ShareBatches):
     "The next forward pass is shared"
     self.end_batch()
-    model,forward,self.kept = self.model,self.model.forward,vars(self.model).get('forward')
+    forward,self.kept = self.model.forward,vars(self.model).get('forward')
     def once(*inputs):
         self.end_batch()
         return self._shared(forward, *inputs)
-    model.forward = once
+    self.model.forward,self.waits = once,True
 
 @patch
 def end_batch(self:ShareBatches):
     "The model as it was"
+    if not self.waits: return
     vars(self.model).pop('forward', None)
-    if self.kept is not None: self.model.forward,self.kept = self.kept,None
+    if self.kept is not None: self.model.forward = self.kept
+    self.kept,self.waits = None,False
 
 for event in ('after_pred', 'after_cancel_batch', 'after_cancel_train', 'after_cancel_validate', 'after_cancel_epoch', 'after_cancel_fit'):
     setattr(ShareBatches, event, ShareBatches.end_batch)
@@ -119,11 +127,11 @@ def _shared(self:ShareBatches, forward, *inputs):
     if not self.training and n<ours.n: return forward(*inputs) # the end of a validation set
     rows = ours.share(n)
     inputs = [x[rows] if isinstance(x, Tensor) else x for x in inputs]
-    if not self.training: return ours.gather(forward(*inputs).as_subclass(Tensor).float())
+    if not self.training: return ours.gather(_at_least_single(forward(*inputs)))
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(gpus), SyncedBatchNorm(ours):
         torch.manual_seed((torch.initial_seed() + ours.n*self.train_iter + ours.number)%2**63) # dropout of this share
-        own = forward(*inputs).as_subclass(Tensor).float()
+        own = _at_least_single(forward(*inputs))
     everything = ours.gather(own.detach())
     return torch.cat([everything[:rows.start], own, everything[rows.stop:]])
 

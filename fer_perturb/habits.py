@@ -17,6 +17,9 @@ from fastai.torch_core import get_model
 from fastai.vision.all import *
 from torch import nn
 
+from .checkpoint import kept_in
+from .processes import processes_of
+
 # %% ../nbs/34_habits.ipynb #b4ebbe0e
 class Hypers(dict):
     "fastai's names for the settings of a PyTorch parameter group; what is written goes there"
@@ -135,7 +138,7 @@ def save(self:FaceLearner,
     file,state = join_path_file(file, self.path/self.model_dir, ext='.pth'),get_model(self.model).state_dict()
     extra = {cb.name: cb.weights_state() for cb in self.cbs if hasattr(type(cb), 'weights_state')}
     if extra: state._metadata['fer_perturb'] = extra
-    save_model(file, SimpleNamespace(state_dict=lambda: state), getattr(self, 'opt', None), **kwargs)
+    if not processes_of(self).number: save_model(file, SimpleNamespace(state_dict=lambda: state), getattr(self, 'opt', None), **kwargs)
     return file
 
 # %% ../nbs/34_habits.ipynb #4d2bfeda
@@ -155,6 +158,7 @@ def load(self:FaceLearner,
         for cb in self.cbs:
             if hasattr(type(cb), 'weights_state'): cb.set_weights_state(extra.get(cb.name))
     file = join_path_file(file, self.path/self.model_dir, ext='.pth')
+    processes_of(self).total(torch.zeros(1, device=device)) # another process may be writing it
     load_model(file, SimpleNamespace(load_state_dict=take), self.opt, device=device, **kwargs)
     return self
 
@@ -233,3 +237,16 @@ def fit(self:FaceLearner,
         for cb in callbacks: cb.run = True
         self._end_cleanup()
         raise
+
+# %% ../nbs/34_habits.ipynb #34c00002
+@patch
+@delegates(Learner.fit_one_cycle)
+def fit_one_cycle(self:FaceLearner,
+    *args, # as in `Learner.fit_one_cycle`
+    checkpoint:Path=None, # folder to keep the training in, after every epoch
+    resume:bool=False, # go on with what is kept there
+    **kwargs # the same
+):
+    "As fastai's; may be kept and go on"
+    kwargs['cbs'] = kept_in(checkpoint, resume) + L(kwargs.get('cbs'))
+    super(FaceLearner, self).fit_one_cycle(*args, **kwargs)

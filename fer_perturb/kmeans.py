@@ -308,17 +308,21 @@ def lloyd(
     return result
 
 # %% ../nbs/40_kmeans.ipynb #29f0a001
+def _exact(values):
+    "Sums of thousands of chances need more digits than float32 has; Apple's GPUs have no more"
+    return values if values.device.type=='mps' else values.double()
+
 def _point_at(x, chances, target):
     "(b,1,d): where the running sum of the chances passes the target"
-    index = torch.searchsorted(chances.cumsum(1), target, right=True).clamp(max=x.shape[1]-1)
+    index = torch.searchsorted(_exact(chances).cumsum(1), target, right=True).clamp(max=x.shape[1]-1)
     return x.gather(1, index[...,None].expand(-1, -1, x.shape[2]))
 
 def _drawn_point(x, chances, draws, processes):
     "(b,1,d): one point of each set, of all processes together"
-    if processes.n==1: return _point_at(x, chances, draws*chances.cumsum(1)[:,-1:])
-    own = torch.cat([chances.sum(1), chances.new_full((1,), x.shape[1])])
-    *sums,points = processes.gather(own[None]).unbind(1)
-    sums = torch.stack(sums)
+    own,draws = _exact(chances).sum(1, keepdim=True),_exact(draws)
+    if processes.n==1: return _point_at(x, chances, draws*own)
+    sums = processes.gather(own.T).T
+    points = processes.gather(torch.full((1,), x.shape[1], device=x.device))
     running = sums.cumsum(1)
     target = draws*running[:,-1:]
     owner = torch.searchsorted(running, target, right=True).clamp(max=int(points.nonzero().max()))
@@ -394,7 +398,7 @@ def shared_centroids(
     points:Tensor, # (b,n,d) of a sample of images; the first feature is x
     n_clusters:int, # k
     weights:Tensor=None, # (b,n) ≥ 0
-    n_init:int=4, # starts, of which the one with the lowest inertia is taken
+    n_init:int=4, # starts, of which the first with (nearly) the lowest inertia is taken
     seed:int=0, # of k-means++; the same on every device
     processes:Processes=ALONE, # that hold parts of the sample
 )->Tensor: # (k,d), sorted from left to right
@@ -405,7 +409,8 @@ def shared_centroids(
     if weights is not None: weights = weights.flatten().expand(n_init, -1)
     starts = kmeans_plus_plus(pooled, n_clusters, weights, torch.Generator().manual_seed(seed), processes)
     fits = lloyd(pooled, starts, weights, n_iter=30, compiled=False, processes=processes)
-    best = fits.centroids[fits.inertia.argmin(0, keepdim=True)][0]
+    good = fits.inertia<=fits.inertia.amin()*(1+1e-4) # rounding does not choose among equals
+    best = fits.centroids[good.byte().argmax(0, keepdim=True)][0]
     return best[best[:,0].argsort()]
 
 # %% ../nbs/40_kmeans.ipynb #a983d5da
