@@ -106,6 +106,8 @@ def face_learner(
     "A plain classifier: the baseline of all comparisons"
     if getattr(dls, 'c', None) in (None, 0):
         raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
+    if not len(dls.train):
+        raise ValueError(f'{len(dls.train.dataset)} training images make no batch of {dls.train.bs}: give bs={max(1, len(dls.train.dataset))} or less')
     model,size = _network(dls, arch, n_in, pretrained),tuple(_example(dls).shape[-2:])
     defaults = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')])
     learn = FaceLearner(dls, model, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
@@ -223,7 +225,7 @@ def fit_quick(self:Learner,
     small = [SmallFirst()] if n_epoch>=10 else []
     rate = {muon: 0.012, sgd: 0.06}.get(opt_func, 0.003)
     self.loss_func,self.opt_func,self.opt = _smoothed(own_loss),opt_func,None
-    try: self.fit_one_cycle(n_epoch, lr or rate, wd=5e-4 if opt_func is sgd else 0.01, cbs=small + kept_in(checkpoint, resume) + L(cbs))
+    try: self.fit_one_cycle(n_epoch, rate if lr is None else lr, wd=5e-4 if opt_func is sgd else 0.01, cbs=small + kept_in(checkpoint, resume) + L(cbs))
     finally: self.loss_func,self.opt_func,self.opt = own_loss,own_opt_func,None
 
 # %% ../nbs/42_learner.ipynb #de961dd2
