@@ -108,6 +108,7 @@ def fit(self:Clusterer,
     processes:Processes=ALONE, # each with its share of the images
 )->Clusterer: # itself
     "Find the shared centroids; a second call starts from the first one's, so that names stay"
+    _check_pairs(images, saliency)
     rows = self._sample(len(images), seed, processes).to(images.device)
     images,saliency = images[rows],saliency[rows]
     _check_pixels(images)
@@ -142,6 +143,13 @@ def _sample(self:Clusterer, n, seed, processes):
     rows = torch.randperm(whole, generator=torch.Generator().manual_seed(seed))[:self.sample].sort().values - start
     return rows[(rows>=0)&(rows<n)]
 
+def _check_pairs(images, saliency):
+    "A map for each image, of its size"
+    if images.ndim!=4 or saliency.shape!=(len(images), *images.shape[-2:]):
+        raise ValueError(f'images are {tuple(images.shape)} and saliency is {tuple(saliency.shape)}: '
+                         'give (images, channels, height, width) and (images, height, width)')
+    if not images.shape[1]: raise ValueError('the images have no channels')
+
 # %% ../nbs/41_perturb.ipynb #55e6927c
 @patch
 def __call__(self:Clusterer,
@@ -152,6 +160,7 @@ def __call__(self:Clusterer,
     if self.centroids is None: raise ValueError('the centroids are not known yet: call fit, or train for an epoch')
     if self.one_map: return resize_clusters(self.map, images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
     if saliency is None: saliency = self.saliency_of(images)
+    else: self._check_given(images, saliency)
     clusters = torch.empty_like(saliency, dtype=torch.uint8)
     for start in range(0, len(images), 2048):
         rows = slice(start, start+2048)
@@ -163,6 +172,13 @@ def _clusters_of(self:Clusterer, images, saliency):
     points,pixels = self._features(images, saliency)
     labels = lloyd(points, self.centroids.to(points.device), n_iter=self.refine).labels
     return cluster_maps(labels, pixels, images.shape[-2:])
+
+@patch
+def _check_given(self:Clusterer, images, saliency):
+    "Maps that somebody made, and their images"
+    _check_pairs(images, saliency)
+    _check_pixels(images)
+    if saliency.is_floating_point() and not saliency.isfinite().all(): raise ValueError('saliency holds NaN or infinite values: give numbers')
 
 # %% ../nbs/41_perturb.ipynb #507860c1
 def resize_clusters(

@@ -1,13 +1,13 @@
 "Killed, full, read-only, torn, foreign: a training goes on with the same bits, or a sentence says why not and the last good checkpoint stays"
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from fastai.vision.all import Callback, set_seed
 from torch import nn
 
-from benchmarks import survive
 from fer_perturb.learner import face_learner
 from fer_perturb.loaders import face_block
 
@@ -15,7 +15,9 @@ fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are forked'
 
 @fork
 @pytest.mark.filterwarnings('ignore:.*fork.*')
-def test_killed_trainings_and_readings_go_on():
+def test_killed_trainings_and_readings_go_on(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    from benchmarks import survive
     assert survive.trainings(2, seed=5, epochs=2)[0]==2
     assert survive.readings(2, seed=5, n=700)[0]==2
 
