@@ -273,7 +273,7 @@ def paper_figure(
     made = {1: saliency_sheet, 3: class_bars, 4: cluster_sheet, 5: cluster_curve,
         6: partial(saliency_sheet, names=('plain', 'own')), 'landmarks': landmark_sheet}
     if number not in made:
-        raise ValueError(f'figure {number} is not made from results: choose one of {", ".join(map(str, made))}')
+        raise ValueError(f'figure {number!r} is not made from results: choose one of {", ".join(map(str, made))}')
     return made[number](results)
 
 # %% ../nbs/54_findings.ipynb #f12d7524
