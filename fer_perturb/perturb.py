@@ -318,7 +318,7 @@ def table_of(
     dl, # a loader, or one that holds another
 )->FERData: # None if its images are not in memory
     "The table that a loader serves"
-    while 'dl' in vars(dl): dl = vars(dl)['dl']
+    while 'dl' in getattr(dl, '__dict__', ()): dl = dl.__dict__['dl']
     data = getattr(dl, 'data', None)
     return data if isinstance(data, FERData) else None
 
