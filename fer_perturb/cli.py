@@ -286,5 +286,6 @@ def main(
         sys.stdout = open(os.devnull, 'w') # Python flushes it once more when it ends
         return 141
     except (ValueError, OSError, ImportError) as e:
-        print(f'fer-perturb: {e}', file=sys.stderr)
+        text = ''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in str(e)) # a path may hold anything
+        print(f'fer-perturb: {text}', file=sys.stderr)
         return 2

@@ -273,7 +273,7 @@ def paper_figure(
     made = {1: saliency_sheet, 3: class_bars, 4: cluster_sheet, 5: cluster_curve,
         6: partial(saliency_sheet, names=('plain', 'own')), 'landmarks': landmark_sheet}
     if number not in made:
-        raise ValueError(f'figure {number} is not made from results: choose one of {", ".join(map(str, made))}')
+        raise ValueError(f'figure {number!r} is not made from results: choose one of {", ".join(map(str, made))}')
     return made[number](results)
 
 # %% ../nbs/54_findings.ipynb #f12d7524
@@ -284,7 +284,7 @@ def show_table(
 ):
     "Print a table"
     found,usage = Results(results),'PrivateTest' if final else 'PublicTest'
-    if number.isdigit(): table = paper_table(int(number), found, usage)
+    if number.isdecimal(): table = paper_table(int(number), found, usage)
     elif number=='landmarks': table = landmark_table(found, usage)
     else: table = comparison(number, usage=usage, results=found)
     print(f'{usage}\n{table.to_string()}')
@@ -305,6 +305,6 @@ def save_figure(
     out:Path='figures', # folder for the picture
 ):
     "Write a figure"
-    path = Path(out)/(f'figure{number}.png' if str(number).isdigit() else f'{number}.png')
-    write_figure(paper_figure(int(number) if str(number).isdigit() else number, Results(results)), path)
+    path = Path(out)/(f'figure{number}.png' if str(number).isdecimal() else f'{number}.png')
+    write_figure(paper_figure(int(number) if str(number).isdecimal() else number, Results(results)), path)
     print(path)

@@ -45,7 +45,7 @@ def _checked_votes(frame, path):
     bad = ~np.isfinite(votes) | (votes<0)
     if bad.any():
         row,column = np.argwhere(bad)[0]
-        raise ValueError(f'{path}, row {row}: {VOTES[column]} is {frame[VOTES[column]].iloc[row]}: votes are numbers of at least 0')
+        raise ValueError(f'{path}, row {row}: {VOTES[column]} is {str(frame[VOTES[column]].iloc[row])!r}: votes are numbers of at least 0')
     empty = (votes.sum(1)==0) & frame['Image name'].notna().to_numpy()
     if empty.any(): raise ValueError(f'{path}, row {empty.argmax()}: nobody has voted, although the image has a name')
     return votes

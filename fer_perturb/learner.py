@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import ten_crop
 from .attention import add_attention, has_attention
 from .augment import EraseRandom, FaceAugment
 from .backbones import create_backbone, refusal, stage_outputs
-from .checkpoint import random_states, set_random_states
+from .checkpoint import kept_in, random_states, set_random_states
 from .data import FERData
 from .forms import SoftCrossEntropy, check_number, entry
 from .habits import FaceLearner, TorchOptimizer
@@ -106,6 +106,8 @@ def face_learner(
     "A plain classifier: the baseline of all comparisons"
     if getattr(dls, 'c', None) in (None, 0):
         raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
+    if not len(dls.train):
+        raise ValueError(f'{len(dls.train.dataset)} training images make no batch of {dls.train.bs}: give bs={max(1, len(dls.train.dataset))} or less')
     model,size = _network(dls, arch, n_in, pretrained),tuple(_example(dls).shape[-2:])
     defaults = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')])
     learn = FaceLearner(dls, model, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
@@ -159,13 +161,15 @@ def fit_paper(self:Learner,
     lr:float=0.01, # learning rate at the start (section 4.2)
     cbs:list=None, # further callbacks
     monitor:str=None, # the rate is lowered when this gets no better; accuracy, else the first metric or the loss, if None
+    checkpoint:Path=None, # folder to keep the training in, after every epoch
+    resume:bool=False, # go on with what is kept there
 ):
     "The paper's recipe: SGD whose learning rate is lowered when accuracy on PublicTest stops rising"
     names = [metric.name for metric in self.metrics]
     monitor = monitor or ('accuracy' if 'accuracy' in names else (names + ['valid_loss'])[0])
     own = self.opt_func
     self.opt_func,self.opt = sgd,None
-    try: self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau(monitor)] + L(cbs))
+    try: self.fit(n_epoch, lr, wd=1e-4, cbs=[LowerOnPlateau(monitor)] + kept_in(checkpoint, resume) + L(cbs))
     finally: self.opt_func,self.opt = own,None
 
 # %% ../nbs/42_learner.ipynb #7c9162fa
@@ -213,13 +217,15 @@ def fit_quick(self:Learner,
     lr:float=None, # highest learning rate; 0.012 for Muon, 0.06 for SGD, 0.003 for others, if None
     cbs:list=None, # further callbacks
     opt_func=muon, # `muon`, `sgd` or `adamw`
+    checkpoint:Path=None, # folder to keep the training in, after every epoch
+    resume:bool=False, # go on with what is kept there
 ):
     "The quick recipe: one-cycle, smoothed labels, Muon; the learner keeps its own optimizer and loss"
     own_loss,own_opt_func = self.loss_func,self.opt_func
     small = [SmallFirst()] if n_epoch>=10 else []
     rate = {muon: 0.012, sgd: 0.06}.get(opt_func, 0.003)
     self.loss_func,self.opt_func,self.opt = _smoothed(own_loss),opt_func,None
-    try: self.fit_one_cycle(n_epoch, lr or rate, wd=5e-4 if opt_func is sgd else 0.01, cbs=small + L(cbs))
+    try: self.fit_one_cycle(n_epoch, rate if lr is None else lr, wd=5e-4 if opt_func is sgd else 0.01, cbs=small + kept_in(checkpoint, resume) + L(cbs))
     finally: self.loss_func,self.opt_func,self.opt = own_loss,own_opt_func,None
 
 # %% ../nbs/42_learner.ipynb #de961dd2

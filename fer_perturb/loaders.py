@@ -70,13 +70,15 @@ def batch(self:ToFace,
 
 # %% ../nbs/12_loaders.ipynb #6348c237
 class ToClusters(Transform):
-    "Where a face's clusters will be: zeros until `ReclusterCallback` has written them to the 'clusters' column"
+    "A face's clusters: zeros until `ReclusterCallback` has written them to the 'clusters' column"
     input_types = ToFace.input_types
     def __init__(self,
         size:int=None, # height and width in pixels; those of the table that it is set up with if None, and 48 without one
     ): self.size = size
     def setups(self, items): self.size = _checked_side(_side_of(items), self.size)
-    def encodes(self, o): return TensorMask(torch.zeros(self.size or 48, self.size or 48, dtype=torch.uint8))
+    def encodes(self, o):
+        known = getattr(o, 'clusters', None)
+        return TensorMask(torch.zeros(self.size or 48, self.size or 48, dtype=torch.uint8) if known is None else known)
 
 # %% ../nbs/12_loaders.ipynb #142d94c5
 @patch

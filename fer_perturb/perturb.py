@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['schemes', 'perturbations', 'Scheme', 'intensity', 'Clusterer', 'resize_clusters', 'drop_cluster', 'keep_cluster',
-           'cluster_views', 'stack_clusters', 'with_clusters', 'scheme_form', 'ReclusterCallback']
+           'cluster_views', 'stack_clusters', 'with_clusters', 'scheme_form', 'ReclusterCallback', 'table_of']
 
 # %% ../nbs/41_perturb.ipynb #7c059bd0
 import functools, sys
@@ -19,6 +19,7 @@ from .data import FERData
 from .forms import Batch, Form, FormCallback, check_number, entry, find_form, forms, hide
 from .kmeans import cluster_maps, eq1_features, kmeans, lloyd, shared_centroids
 from .loaders import ToClusters
+from .processes import ALONE, Processes, processes_of
 from .saliency import normalized, saliency_kinds, saliency_maps, unnormalized
 
 # %% ../nbs/41_perturb.ipynb #f4c5261a
@@ -104,16 +105,18 @@ def fit(self:Clusterer,
     images:Tensor, # (n,c,h,w) in [0,1], or uint8
     saliency:Tensor, # (n,h,w)
     seed:int=0, # which images are sampled, and where k-means starts the first time
+    processes:Processes=ALONE, # each with its share of the images
 )->Clusterer: # itself
     "Find the shared centroids; a second call starts from the first one's, so that names stay"
-    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:self.sample].to(images.device)
+    _check_pairs(images, saliency)
+    rows = self._sample(len(images), seed, processes).to(images.device)
     images,saliency = images[rows],saliency[rows]
     _check_pixels(images)
-    if self.one_map: images,saliency = _mean_of(images),_mean_of(saliency)
+    if self.one_map: images,saliency,processes = _mean_of(images, processes),_mean_of(saliency, processes),ALONE
     points,pixels = self._features(images, saliency)
     pooled = points.flatten(0, 1)[None]
-    if self.centroids is None: self.centroids = shared_centroids(points, self.n_clusters, seed=seed)
-    else: self.centroids = kmeans(pooled, centroids=self.centroids.to(points.device)).centroids[0]
+    if self.centroids is None: self.centroids = shared_centroids(points, self.n_clusters, seed=seed, processes=processes)
+    else: self.centroids = kmeans(pooled, centroids=self.centroids.to(points.device), processes=processes).centroids[0]
     if self.one_map: self.map = cluster_maps(lloyd(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
     return self
 
@@ -125,7 +128,27 @@ def _check_pixels(images):
         raise ValueError(f'the images go from {low:.3g} to {high:.3g}: give pixels in [0,1]. '
                          "Loaders may normalise them with fastai's Normalize, which is undone here")
 
-def _mean_of(maps): return maps.float().mean(0, keepdim=True).div(255 if maps.dtype==torch.uint8 else 1)
+def _mean_of(maps, processes):
+    total = processes.total(maps.float().sum(0, keepdim=True))
+    count = processes.total(torch.full((), float(len(maps)), device=maps.device))
+    return total.div(count*(255 if maps.dtype==torch.uint8 else 1))
+
+@patch
+def _sample(self:Clusterer, n, seed, processes):
+    "Rows that are pooled: the same images, however many processes share them"
+    if processes.n==1: start,whole = 0,n
+    else:
+        whole = int(processes.total(torch.tensor(n)))
+        start = processes.share(whole).start
+    rows = torch.randperm(whole, generator=torch.Generator().manual_seed(seed))[:self.sample].sort().values - start
+    return rows[(rows>=0)&(rows<n)]
+
+def _check_pairs(images, saliency):
+    "A map for each image, of its size"
+    if images.ndim!=4 or saliency.shape!=(len(images), *images.shape[-2:]):
+        raise ValueError(f'images are {tuple(images.shape)} and saliency is {tuple(saliency.shape)}: '
+                         'give (images, channels, height, width) and (images, height, width)')
+    if not images.shape[1]: raise ValueError('the images have no channels')
 
 # %% ../nbs/41_perturb.ipynb #55e6927c
 @patch
@@ -137,6 +160,7 @@ def __call__(self:Clusterer,
     if self.centroids is None: raise ValueError('the centroids are not known yet: call fit, or train for an epoch')
     if self.one_map: return resize_clusters(self.map, images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
     if saliency is None: saliency = self.saliency_of(images)
+    else: self._check_given(images, saliency)
     clusters = torch.empty_like(saliency, dtype=torch.uint8)
     for start in range(0, len(images), 2048):
         rows = slice(start, start+2048)
@@ -148,6 +172,15 @@ def _clusters_of(self:Clusterer, images, saliency):
     points,pixels = self._features(images, saliency)
     labels = lloyd(points, self.centroids.to(points.device), n_iter=self.refine).labels
     return cluster_maps(labels, pixels, images.shape[-2:])
+
+@patch
+def _check_given(self:Clusterer, images, saliency):
+    "Maps that somebody made, and their images"
+    _check_pairs(images, saliency)
+    _check_pixels(images)
+    if not saliency.is_floating_point() or not saliency.numel(): return
+    low,high = saliency.aminmax() # takes no memory
+    if not torch.isfinite(high-low): raise ValueError('saliency holds NaN or infinite values: give numbers')
 
 # %% ../nbs/41_perturb.ipynb #507860c1
 def resize_clusters(
@@ -275,20 +308,29 @@ class ReclusterCallback(FormCallback):
 @patch
 def before_fit(self:ReclusterCallback):
     "The model and the transforms may have changed"
-    if self.own: self.clusterer.model = self.learn.model
+    if self.own: self.clusterer.model = get_model(self.learn.model)
     if self.follows: self.clusterer.tfms = getattr(self.dls.valid, 'after_batch', None)
     if self.perturb=='stack' and any(getattr(cb, 'trace_model', False) for cb in self.learn.cbs):
         raise ValueError('a network that takes a stack of clusters cannot be drawn from an image: '
                          'give TensorBoardCallback(trace_model=False)')
     if 'fastai.callback.tensorboard' in sys.modules: _show_on_tensorboard()
 
+# %% ../nbs/41_perturb.ipynb #29f0a011
+def table_of(
+    dl, # a loader, or one that holds another
+)->FERData: # None if its images are not in memory
+    "The table that a loader serves"
+    while 'dl' in getattr(dl, '__dict__', ()): dl = dl.__dict__['dl']
+    data = getattr(dl, 'data', None)
+    return data if isinstance(data, FERData) else None
+
 # %% ../nbs/41_perturb.ipynb #46ba6211
 @patch
 def _now(self:ReclusterCallback):
     "All that the saliency of the training images depends on"
-    clusterer,images = self.clusterer,self.dls.train.data.columns['images']
+    clusterer,images,ours = self.clusterer,table_of(self.dls.train).columns['images'],processes_of(self.learn)
     versions = [t._version for t in clusterer.model.state_dict().values()]
-    return [clusterer.model, clusterer.saliency, self.dls.train, images, images._version,
+    return [clusterer.model, clusterer.saliency, self.dls.train, images, images._version, ours.number, ours.n,
             *getattr(clusterer.tfms, 'fs', []), *versions]
 
 def _same(a, b):
@@ -300,19 +342,19 @@ def _same(a, b):
 def before_train(self:ReclusterCallback):
     "Saliency of the training images if its sources have changed, their shared centroids, and their clusters"
     super(ReclusterCallback, self).before_train()
-    data,clusterer = getattr(self.dls.train, 'data', None),self.clusterer
+    data,clusterer,processes = table_of(self.dls.train),self.clusterer,processes_of(self.learn)
     if clusterer.model is None:
         raise ValueError('this learner was exported to predict, without the attention model of phase 1: '
                          'train one from perturb_learner')
-    if not isinstance(data, FERData): return
+    if data is None: return # clusters are made for each batch
     known = clusterer.centroids is not None and data.column('clusters') is not None
     if known and self.epoch%self.every: return
     if self.provisional: clusterer.centroids,self.provisional = None,False
-    images,now = data.images[:,None],self._now()
+    images,now = data.images[processes.share(len(data)),None],self._now()
     made = not _same(now, self.sources)
     if made: self.saliency,self.sources = clusterer.saliency_of(images, self._progress),now
-    clusterer.fit(images, self.saliency, seed=self.epoch)
-    old,new = data.column('clusters'),clusterer(images, self.saliency)
+    clusterer.fit(images, self.saliency, seed=self.epoch, processes=processes)
+    old,new = data.column('clusters'),processes.gather(clusterer(images, self.saliency))
     data.set_rows('clusters', new)
     self._report(made, old, new)
 
@@ -341,8 +383,13 @@ def maps_of(self:ReclusterCallback,
     served:list, # what the loaders serve beside the images
 )->Tensor: # (b,h,w) uint8
     "Those that are served, or clusters made now"
-    if served: return super(ReclusterCallback, self).maps_of(images, served)
-    if self.own: self.clusterer.model = self.learn.model
+    if served:
+        maps = super(ReclusterCallback, self).maps_of(images, served)
+        if table_of(self.dls.train) is None and not maps.any():
+            raise ValueError(f'the maps that {type(self.dls.train).__name__} serves are empty, and the table to write clusters to is not found in it: '
+                             'nothing would be hidden. Give the learner loaders of images and labels')
+        return maps
+    if self.own: self.clusterer.model = get_model(self.learn.model)
     if self.clusterer.centroids is None: self._first_centroids(images if self.training else None)
     return self.clusterer(images)
 
@@ -358,8 +405,8 @@ def _first_centroids(self:ReclusterCallback, images=None):
 def _training_images(self:ReclusterCallback):
     "A sample of the table, or a batch"
     train = self.dls.train
-    data = getattr(train, 'data', None)
-    if isinstance(data, FERData) and len(data):
+    data = table_of(train)
+    if data is not None and len(data):
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:self.clusterer.sample]
         return data.column('images', rows)[:,None]
     if not len(train):
@@ -401,9 +448,9 @@ def after_pred(self:ReclusterCallback):
 @patch
 def get_state(self:ReclusterCallback)->dict: # tensors, or None
     "Centroids, and what is not computed again after every epoch"
-    c,data = self.clusterer,getattr(self.dls.train, 'data', None)
-    clusters = data.column('clusters') if isinstance(data, FERData) and self.every>1 else None
-    saliency = None if self.own else self.saliency
+    c,data = self.clusterer,table_of(self.dls.train)
+    clusters = data.column('clusters') if data is not None and self.every>1 else None
+    saliency = None if self.own or processes_of(self.learn).n>1 else self.saliency # a share is of no use to another process
     return dict(centroids=c.centroids, map=getattr(c, 'map', None), saliency=saliency, clusters=clusters)
 
 @patch
@@ -416,10 +463,10 @@ def set_state(self:ReclusterCallback,
     self.clusterer.centroids = put['centroids']
     if put['map'] is not None: self.clusterer.map = put['map']
     if put['clusters'] is not None:
-        data = self.dls.train.data
+        data = table_of(self.dls.train)
         data.set_rows('clusters', put['clusters'].to(data.images.device))
-    if state['saliency'] is not None:
-        self.saliency,self.sources = state['saliency'].to(self.dls.train.data.images.device),self._now()
+    if state['saliency'] is not None and processes_of(self.learn).n==1:
+        self.saliency,self.sources = state['saliency'].to(table_of(self.dls.train).images.device),self._now()
 
 # %% ../nbs/41_perturb.ipynb #1001160f
 @patch

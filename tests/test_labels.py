@@ -88,8 +88,8 @@ def test_shares_are_those_of_the_votes_that_count(faces, tmp_path):
     assert shares['multi_target']==pytest.approx(dict.fromkeys(FERPLUS, 0) | dict(sad=1))
 
 @pytest.mark.parametrize('bad, sentence', [
-    (dict(fear=None), 'row 2: fear is nan'), (dict(NF='x'), 'row 2: NF is x'), (dict(unknown=float('inf')), 'row 2: unknown is inf'),
-    (dict(anger=-1, fear=11), 'row 2: anger is -1'), (dict(), 'row 2: nobody has voted'), (dict(contempt=''), 'row 2: contempt is nan')])
+    (dict(fear=None), "row 2: fear is 'nan'"), (dict(NF='x'), "row 2: NF is 'x'"), (dict(unknown=float('inf')), "row 2: unknown is 'inf'"),
+    (dict(anger=-1, fear=11), "row 2: anger is '-1'"), (dict(), 'row 2: nobody has voted'), (dict(contempt=''), "row 2: contempt is 'nan'")])
 def test_votes_that_are_none_are_refused_by_row(faces, tmp_path, bad, sentence):
     path = write_votes(tmp_path/'v.csv', [dict(anger=10), dict(fear=10), bad, dict(fear=10)], [USAGES[u] for u in faces[:4].usage])
     for rule in ('majority', 'probability', 'multi_target'):
