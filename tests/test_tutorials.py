@@ -78,3 +78,18 @@ def test_wrong_and_right(page):
         except AssertionError: continue # its later examples need the page
         tried += 1
     assert tried>=1
+
+def test_the_paper_map_is_complete_and_true():
+    "Every section, equation, table and figure has a row; every symbol is where its link says"
+    import importlib
+    text = '\n'.join(source(c) for c in cells(root/'nbs'/'70_paper.ipynb') if c['cell_type']=='markdown')
+    rows = [line.split('|')[1].strip() for line in text.split('\n') if line.startswith('| ')]
+    for wanted in ['1 Introduction', '2 Related works', *[f'phase {i}' for i in (1, 2, 3)], '4.1', '4.2', '5 Evaluation', '5.1', '5.2', '6 Conclusion', 'Eq. 1',
+                   *[f'Table {i}' for i in (1, 2, 3)], *[f'Figure {i}' for i in range(1, 7)]]:
+        assert any(wanted in row for row in rows), wanted
+    links = re.findall(r'\[`(\w+)`\]\(\d+_(\w+)\.ipynb#(\w+)\)', text)
+    assert len(links)>30
+    from fer_perturb.data import FERData
+    for name,module,anchor in links:
+        found = importlib.import_module(f'fer_perturb.{module}')
+        assert anchor==name.lower() and (hasattr(found, name) or hasattr(FERData, name)), f'{module} has no {name}'
