@@ -58,11 +58,12 @@ bench: $(BENCH_STAMP) ## compare with what others use, about 10 minutes; options
 	$(BIN)/python -m benchmarks.run $(strip $(BENCH_OPTIONS))
 
 check: $(STAMP) ## compare modules and README with the notebooks, follow the pages' links, look for docments, imports that run upwards, unfit files
-	@failed=0; $(BIN)/python .ci/pages.py --check || failed=1; VENV=$(VENV) .ci/check_sync || failed=1; \
+	@failed=0; $(BIN)/python .ci/pages.py --check || failed=1; $(BIN)/python .ci/llms.py --check || failed=1; VENV=$(VENV) .ci/check_sync || failed=1; \
 	for name in files docments floors docs; do $(BIN)/python .ci/check_$$name.py || failed=1; done; exit $$failed
 
-pages: $(STAMP) ## write each notebook's badges, install cell, last cell and link to the next page
+pages: $(STAMP) ## write each notebook's badges, install cell, last cell and link to the next page; llms.txt
 	@$(BIN)/python .ci/pages.py
+	@$(BIN)/python .ci/llms.py
 
 alone: $(STAMP) ## run every notebook alone in an empty folder, as if nbdev were missing
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/alone.py --workers $(WORKERS)
@@ -72,6 +73,7 @@ readme: $(STAMP) ## write README.md from nbs/index.ipynb
 
 prepare: $(STAMP) ## before a commit: export, run and save notebooks, clean them, write README.md, test, check
 	@$(BIN)/python .ci/pages.py
+	@$(BIN)/python .ci/llms.py
 	$(BIN)/nbdev-export
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --save
 	$(BIN)/nbdev-clean

@@ -1,6 +1,6 @@
 """Would the website come out right? Runs nbdev's part of a docs build on a copy, which needs no Quarto, and follows all links of the pages
 to other pages, their headings, pictures and sources. Before that it runs each cell with an import alone, since a docs build runs these
-cells and few others."""
+cells and few others. Headings have to nest, and pictures need an alternative text."""
 import ast
 import io
 import json
@@ -72,11 +72,14 @@ def outside_code(text):
         elif mark: fence = mark[1]
         else: yield line
 
+def plain_lines(text):
+    "Lines of markdown without code, nor what stands between backticks"
+    for line in outside_code(text): yield re.sub(r'(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)', lambda m: '`'*len(m[0]), line)
+
 def link_targets(text):
-    "Where the links of markdown lead; what stands between backticks is no link"
-    for line in outside_code(text):
-        plain = re.sub(r'(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)', lambda m: '`'*len(m[0]), line)
-        for m in links.finditer(plain): yield next(g for g in m.groups() if g)
+    "Where the links of markdown lead"
+    for line in plain_lines(text):
+        for m in links.finditer(line): yield next(g for g in m.groups() if g)
 
 def pandoc_id(heading):
     "The anchor that pandoc makes of a heading"
@@ -102,6 +105,41 @@ def anchors(notebook):
             found.add(f'{name}-{seen[name]}' if seen[name] else name)
             seen[name] += 1
     return found
+
+def headings(notebook):
+    "Level and text of each heading that is written in a page"
+    for cell in notebook['cells']:
+        if cell['cell_type']!='markdown': continue
+        for line in outside_code(''.join(cell['source'])):
+            if m := re.match(r'(#{1,6})\s+(.*)', line): yield len(m[1]),m[2]
+
+def check_headings(page, notebook):
+    "One title, first; then no level is left out"
+    levels = list(headings(notebook))
+    if [level for level,_ in levels].count(1)!=1 or levels[0][0]!=1: yield f'{page}: has to begin with a title, "# ", and has to have one only'
+    for (before,_),(level,text) in zip(levels, levels[1:]):
+        if level>before+1: yield f'{page}: {"#"*level} {text} comes after a heading of level {before}: leave no level out'
+
+def exports(notebook): return any(re.search(r'^#\|\s*default_exp\b', ''.join(c['source']), re.M) for c in notebook['cells'])
+
+def check_pictures(page, notebook):
+    "Pictures have a text for those who cannot see them: all in markdown; those that cells draw on pages that export nothing"
+    for text in markdown_of(notebook):
+        lines = '\n'.join(plain_lines(text))
+        if re.search(r'!\[\s*\]\(', lines) or any('alt=' not in tag for tag in re.findall(r'<img\b[^>]*>', lines)):
+            yield f'{page}: a picture has no alternative text: say what it shows, as in ![a face](face.png)'
+    if exports(notebook): return
+    for cell in notebook['cells']:
+        draws = any('image/png' in o.get('data', {}) for o in cell.get('outputs', []))
+        if draws and not directives(''.join(cell['source'])).get('fig-alt', '').strip('"'):
+            yield f'{page}, cell {cell["id"]}: its picture has no alternative text: begin the cell with #| fig-alt: "what it shows"'
+
+def check_reading(nbs):
+    "Headings and pictures of all pages"
+    for path in notebook_paths(nbs):
+        page,notebook = path.relative_to(nbs.parent).as_posix(),read(path)
+        yield from check_headings(page, notebook)
+        yield from check_pictures(page, notebook)
 
 class Site:
     "The pages in the folder `proc`, as nbdev leaves them, and the repository `root` they were made from"
@@ -142,7 +180,7 @@ class Site:
 
 def check_texts(root):
     "Links of the repository's own pages to its files"
-    for path in sorted([*root.glob('*.md'), *root.glob('benchmarks/*.md'), *root.glob('results/**/*.md')]):
+    for path in sorted([*root.glob('*.md'), *root.glob('llms.txt'), *root.glob('benchmarks/*.md'), *root.glob('results/**/*.md')]):
         for link in dict.fromkeys(link_targets(path.read_text(encoding='utf-8'))):
             if re.match(r'[a-z][a-z0-9+.-]*:|#', link, re.I): continue
             if not (path.parent/unquote(link).partition('#')[0]).exists(): yield f'{path.relative_to(root).as_posix()} links to {link}, and there is no such file'
@@ -164,8 +202,8 @@ def main():
     os.environ['MPLBACKEND'] = 'agg'
     sys.path.insert(0, str(here))
     problems = list(check_imports(here/'nbs')) or check_site(here)
-    problems += check_texts(here)
+    problems += [*check_texts(here), *check_reading(here/'nbs')]
     if problems: sys.exit('\n'.join(problems))
-    print(f'{len(notebook_paths(here/"nbs"))} pages: imports run alone, nbdev processes them, all links, anchors and pictures are there')
+    print(f'{len(notebook_paths(here/"nbs"))} pages: imports run alone, nbdev processes them, all links, anchors and pictures are there, headings nest')
 
 if __name__=='__main__': main()

@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fer_perturb.cli.runs': ('cli.html#runs', 'fer_perturb/cli.py'),
                                  'fer_perturb.cli.table': ('cli.html#table', 'fer_perturb/cli.py'),
                                  'fer_perturb.cli.train': ('cli.html#train', 'fer_perturb/cli.py')},
+            'fer_perturb.course': {'fer_perturb.course.try_answer': ('course.html#try_answer', 'fer_perturb/course.py')},
             'fer_perturb.data': { 'fer_perturb.data.FERData': ('data.html#ferdata', 'fer_perturb/data.py'),
                                   'fer_perturb.data.FERData.__getitem__': ('data.html#ferdata.__getitem__', 'fer_perturb/data.py'),
                                   'fer_perturb.data.FERData.__init__': ('data.html#ferdata.__init__', 'fer_perturb/data.py'),

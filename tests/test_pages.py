@@ -171,3 +171,21 @@ def test_python_m():
     "`python -m fer_perturb` is the command"
     out = subprocess.run([sys.executable, '-m', 'fer_perturb', '--help'], capture_output=True, text=True, check=True, cwd=root).stdout
     assert out.startswith('usage: fer-perturb') and 'demo' in out
+
+@pytest.mark.parametrize('text,said', [('# T\n\n## A\n\n### B\n\n## C', None), ('# T\n\n### B', 'leave no level out'), ('## A', 'begin with a title'), ('# T\n\n# U', 'one only'),
+                                       ('# T\n\n```\n### no heading\n```', None), ('# T\n\n![](a.png)', 'alternative text'), ('# T\n\n![a face](a.png)', None),
+                                       ('# T\n\n<img src="a.png">', 'alternative text'), ('# T\n\n<img src="a.png" alt="a face">', None), ('# T\n\n`![](a.png)` `<img>`', None)])
+def test_headings_and_alternative_texts(script, tmp_path, text, said):
+    write(tmp_path/'nbs'/'page.ipynb', cell('markdown', text))
+    found = list(script('check_docs').check_reading(tmp_path/'nbs'))
+    assert found==[] if said is None else len(found)==1 and said in found[0]
+
+def test_pictures_of_cells_have_a_text(script, tmp_path):
+    picture = dict(outputs=[dict(output_type='display_data', data={'image/png': 'x'}, metadata={})])
+    write(tmp_path/'nbs'/'page.ipynb', cell('markdown', '# T'), cell('code', 'plot()', **picture), cell('code', '#| fig-alt: "two bars"\nplot(2)', **picture), cell('code', '#| fig-alt: ""\nplot(3)', **picture))
+    assert len(list(script('check_docs').check_reading(tmp_path/'nbs')))==2
+
+def test_llms_lists_every_page(script, repo):
+    llms = script('llms')
+    (repo/'settings.ini').write_text('[DEFAULT]\nlib_name = x\ndescription = a thing\n')
+    assert llms.text(repo)=='# x\n\n> a thing\n\n## Course\n\n- [First steps](nbs/tutorials/01_first.ipynb)\n\n## Start\n\n- [A package](nbs/index.ipynb): What it is\n- [Data](nbs/10_data.ipynb): Faces\n'
