@@ -55,7 +55,8 @@ def main(
     sets = {name: load_faces(source).in_order(EMOTIONS) for name,source in (('clean', args.clean), ('masked', args.masked))}
     parts = ['PublicTest'] + ['PrivateTest']*args.final
     rows = [(f'{part}, {name}', *row(learn, faces.part(part))) for part in parts for name,faces in sets.items()]
-    table = markdown(('faces', 'images', 'accuracy %', 'macro F1', *EMOTIONS), rows)
+    names,*columns = zip(*rows)
+    table = markdown(('', *names), [(what, *column) for what,column in zip(('images', 'accuracy', 'macro F1', *EMOTIONS), columns)])
     print(table)
     if not args.final: return
     record = read_json(place.record(run))

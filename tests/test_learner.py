@@ -123,8 +123,8 @@ def test_fit_paper_lowers_the_rate_when_accuracy_stops_rising(faces):
     assert rates==pytest.approx([.01]*6 + [.0075]*2)
 
 class Sizes(Callback):
-    "Heights of the images that the model is trained on, epoch by epoch"
-    order,run_valid = 99,False
+    "Heights of the images that the model is trained and validated on, epoch by epoch"
+    order = 99
     def before_fit(self): self.seen = {}
     def after_batch(self): self.seen.setdefault(self.epoch, set()).add(self.xb[0].shape[-1])
 
@@ -147,15 +147,16 @@ class Recipe(Callback):
     order = 99
     def after_fit(self): self.found = type(getattr(self.opt, 'opt', self.opt)).__name__,self.opt.hypers[0]['wd'],self.learn.loss_func.func.label_smoothing
 
-@pytest.mark.parametrize('kind, optimizer, decay', [('baseline', 'SGD', 5e-4), ('attention', 'AdamW', .01), ('frozen', 'SGD', 5e-4), ('self', 'AdamW', .01)])
-def test_fit_quick_brings_its_own_optimizer_and_loss_and_takes_them_away(faces, phase1, kind, optimizer, decay):
+@pytest.mark.parametrize('kind, options, optimizer, decay', [(kind, {}, 'Muon', .01) for kind in ('baseline', 'attention', 'frozen', 'self')] + [
+    ('baseline', dict(opt_func=sgd), 'SGD', 5e-4), ('attention', dict(opt_func=adamw), 'AdamW', .01)])
+def test_fit_quick_brings_its_own_optimizer_and_loss_and_takes_them_away(faces, phase1, kind, options, optimizer, decay):
     dls = face_block(batch_tfms=quick_augment()).dataloaders(faces, bs=32)
     weight = torch.arange(1., 8.)
     kwargs = dict(loss_func=CrossEntropyLossFlat(weight=weight), opt_func=Adam, wd=.3, cbs=Recipe())
     learn = face_learner(dls, **kwargs) if kind=='baseline' else attention_learner(dls, **kwargs) if kind=='attention' else \
         perturb_learner(dls, attention=phase1 if kind=='frozen' else 'self', **kwargs)
     loss = learn.loss_func
-    with learn.no_bar(), learn.no_logging(): learn.fit_quick(1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_quick(1, **options)
     assert learn.recipe.found==(optimizer, decay, .1)
     assert learn.loss_func is loss and loss.func.label_smoothing==0 and torch.equal(loss.func.weight.cpu(), weight)
     assert learn.opt_func is Adam and learn.opt is None and learn.wd==.3
