@@ -87,7 +87,7 @@ def test_the_paper_map_is_complete_and_true():
     for wanted in ['1 Introduction', '2 Related works', *[f'phase {i}' for i in (1, 2, 3)], '4.1', '4.2', '5 Evaluation', '5.1', '5.2', '6 Conclusion', 'Eq. 1',
                    *[f'Table {i}' for i in (1, 2, 3)], *[f'Figure {i}' for i in range(1, 7)]]:
         assert any(wanted in row for row in rows), wanted
-    links = re.findall(r'\[`(\w+)`\]\(\d+_(\w+)\.ipynb#(\w+)\)', text)
+    links = re.findall(r'\[`(\w+)`\]\(\d+_(\w+)\.ipynb#(?:learner\.|ferdata\.)?(\w+)\)', text)
     assert len(links)>30
     from fer_perturb.data import FERData
     for name,module,anchor in links:
