@@ -72,7 +72,7 @@ def test_help_of_every_command_loads_no_torch():
     assert out.count('usage: ')==len(COMMANDS)>=13 and out.endswith('False False\n')
 
 @pytest.mark.parametrize('words,said', [
-    ('predict photo.jpg', 'no trained model comes with this version'), ('predict photo.jpg --model none.pkl', 'no model at none.pkl'),
+    ('predict photo.jpg', 'no image at photo.jpg'), ('predict photo.jpg --model none.pkl', 'no model at none.pkl'),
     ('predict face.png --model text.pkl', 'text.pkl is no model that can be loaded'), ('predict face.png --model face.png', 'ends in .pkl'),
     ('explain face.png --model text.pkl --out why.gif', 'why.gif does not end in .png'), ('evaluate text.pkl nowhere', 'nothing at nowhere'),
     ('evaluate none.pkl faces.npz', 'no model at none.pkl'), ('export none.pkl', 'no model at none.pkl'),

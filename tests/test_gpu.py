@@ -116,16 +116,18 @@ def test_kmeans(images, pretended):
 def test_clusters_of_a_batch(images, pretended):
     clusterer = Clusterer(None)
     clusterer.centroids = torch.rand(3, 3, device=pretended)
-    assert on_gpu(clusterer(images, torch.zeros(16, 48, 48, dtype=torch.uint8, device=pretended)))
+    clusterer.saliency_of = lambda images: torch.zeros(len(images), 48, 48, dtype=torch.uint8, device=pretended)
+    assert on_gpu(clusterer(images))
 
 def test_perturbations(images, clusters):
     for perturb in (drop_cluster, keep_cluster, cluster_views, stack_clusters): assert on_gpu(perturb(images, clusters))
 
 @pytest.mark.parametrize('perturb', ['drop', 'keep', 'views', 'stack'])
-def test_a_training_step_of_the_callback(images, clusters, pretended, perturb):
+def test_a_training_step_of_the_callback(table, images, clusters, pretended, perturb):
     "What happens in each batch, between the loader and the model"
     recluster = ReclusterCallback(Clusterer(None), perturb)
-    recluster.learn = SimpleNamespace(xb=(images, clusters), yb=(torch.zeros(16, dtype=torch.long, device=pretended),), training=True)
+    recluster.learn = SimpleNamespace(xb=(images, clusters), yb=(torch.zeros(16, dtype=torch.long, device=pretended),), training=True,
+                                      dls=SimpleNamespace(train=table.loader))
     recluster.before_batch()
     assert on_gpu(*recluster.learn.xb, *recluster.learn.yb) and len(recluster.learn.xb)==1
 
@@ -144,7 +146,7 @@ def test_and_from_one_on_the_cpu_for_a_model_on_the_gpu(pretended, modules_move)
 @pytest.mark.parametrize('build', [attention_learner, lambda dls: perturb_learner(dls, attention='self')], ids=['phase 1', "'self'"])
 def test_learners_are_built_from_loaders_on_the_gpu(images, pretended, modules_move, build):
     batch = images,torch.zeros(16, dtype=torch.long, device=pretended)
-    dls = SimpleNamespace(c=7, device=torch.device(pretended), one_batch=lambda: batch, train=SimpleNamespace())
+    dls = SimpleNamespace(c=7, device=torch.device(pretended), one_batch=lambda: batch, train=[batch])
     model = build(dls).model
     assert has_attention(model) and on_gpu(*model.parameters(), *model.buffers())
 
