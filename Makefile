@@ -36,9 +36,9 @@ demo: $(STAMP) ## the whole scheme on a small scale; options: DATA= EPOCHS= ARCH
 	$(BIN)/fer-perturb demo $(strip $(DEMO_OPTIONS))
 
 # one thread for each notebook: two notebooks whose torch takes every core for itself slow each other down
-test: $(STAMP) ## run every notebook (WORKERS= at a time), then the tests in tests/
+test: $(STAMP) ## run every notebook, then the tests in tests/, WORKERS= at a time
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-browser: $(STAMP) need-browser ## try the explorer in a real browser; says how to get one where there is none
 	$(BIN)/python -m pytest tests/test_browser.py
@@ -78,7 +78,7 @@ prepare: $(STAMP) ## before a commit: export, run and save notebooks, clean them
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --save
 	$(BIN)/nbdev-clean
 	@$(BIN)/python .ci/readme.py
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	@$(MAKE) --no-print-directory check
 
 docs: need-quarto $(STAMP) ## build the website in _docs (needs Quarto)
