@@ -263,6 +263,7 @@ def check_plan(
 def _check_loss(self:FaceLearner):
     "After an epoch: NaN ends the training, a loss far above a guess is said"
     if not isinstance(self.loss, Tensor) or self.loss.ndim or hasattr(self, 'lr_finder'): return
+    if hasattr(self, 'recorder') and not self.recorder.smooth_loss.count: return # cancelled before the first batch was done
     loss = float(self.loss) if not hasattr(self, 'recorder') else float(self.recorder.smooth_loss.value)
     advice = 'begin again, from new weights, with about a tenth of it; learn.lr_find() suggests one'
     rate = max(self.recorder.lrs, default=0) if hasattr(self, 'recorder') else self.opt.hypers[-1]['lr']
