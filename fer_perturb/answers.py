@@ -21,11 +21,11 @@ from torch import Tensor
 from .attention import has_attention
 from .data import FERData, show_faces
 from .evaluate import Predictions, predict_faces
+from .findings import write_figure
 from .interpret import input_saliency
 from .loaders import ToFace
 from .perturb import Clusterer
 from .photos import Faces, find_faces, show_answers
-from .readers import write_beside
 from .saliency import saliency_maps
 
 # %% ../nbs/56_answers.ipynb #54000009
@@ -143,17 +143,9 @@ def answer_files(
             continue
         answers.append(dict(photo=str(photo)) | answer.as_dict() if as_json else f'{photo}: {answer}')
         status = max(status, int(not len(answer)))
-        if out is not None: _draw(answer, Path(out)/f'{number:0{len(str(len(photos)))}}_{Path(photo).stem}.png')
+        if out is not None: write_figure(answer.show(), Path(out)/f'{number:0{len(str(len(photos)))}}_{Path(photo).stem}.png')
     if as_json: return json.dumps(answers, indent=1, ensure_ascii=False),status
     return '\n'.join(a for a in answers if isinstance(a, str)),status
-
-# %% ../nbs/56_answers.ipynb #54000032
-def _draw(answer, path):
-    "Write an answer's picture"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = answer.show()
-    with write_beside(path) as part: figure.savefig(part, dpi=110, bbox_inches='tight', format='png')
-    plt.close(figure)
 
 # %% ../nbs/56_answers.ipynb #54000034
 def explain_file(
@@ -165,7 +157,5 @@ def explain_file(
     if Path(photo).resolve()==Path(out).resolve(): raise ValueError(f'{out} is the photo itself: give another name for the picture')
     answer = answer_photo(learn, photo)
     if not len(answer): return f'{photo}: {answer}',1
-    figure = explain_answer(learn, answer)
-    with write_beside(out) as part: figure.savefig(part, dpi=110, bbox_inches='tight', format='png')
-    plt.close(figure)
+    write_figure(explain_answer(learn, answer), out)
     return f'{photo}: {answer}\n{out}: face, saliency and clusters',0

@@ -40,6 +40,12 @@ def new_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
+# %% ../nbs/61_cli.ipynb #61d00001
+def _check_source(data):
+    "Where nothing is, a long reading need not begin"
+    if not Path(data).expanduser().exists():
+        raise FileNotFoundError(f'nothing at {data}: give a zip file, a folder, a csv, …')
+
 # %% ../nbs/61_cli.ipynb #6100a012
 def predict(
     *photos:Annotated[str, dict(nargs='+', metavar='PHOTO')], # image files
@@ -84,7 +90,7 @@ def train(
     "Train a network; killed and called again, it goes on"
     from fer_perturb.weights import MODEL_SUFFIXES, find_device, save_model
     path = new_file(save, MODEL_SUFFIXES)
-    if not Path(data).expanduser().exists(): raise FileNotFoundError(f'nothing at {data}: give a zip file, a folder, a csv, …')
+    _check_source(data)
     from fer_perturb.readers import load_faces
     from fer_perturb.training import check_training, train_model
     check_training(form, arch, epochs)
@@ -107,7 +113,7 @@ def evaluate(
     "Say how good a model is on a set of faces"
     from fer_perturb.weights import load_model, model_path
     path,out = model_path(model),new_file(out, ('.png',), again=True)
-    if not Path(data).expanduser().exists(): raise FileNotFoundError(f'nothing at {data}: give a zip file, a folder, a csv, …')
+    _check_source(data)
     from fer_perturb.answers import face_size
     from fer_perturb.readers import load_faces
     from fer_perturb.training import evaluate_model

@@ -852,8 +852,7 @@ def finished(self:Results,
     **settings # that the runs have
 )->list: # of `Run`, in the order of the grid; an error if there is none
     "Runs of a grid that are there"
-    if name not in grids: raise ValueError(f'no grid is called {name!r}: choose one of {", ".join(grids)}')
-    found = [r for r in grids[name]() if all(getattr(r, k)==v for k,v in settings.items()) and self.record(r)]
+    found = [r for r in entry(grids, name, 'grid')() if all(getattr(r, k)==v for k,v in settings.items()) and self.record(r)]
     if found: return found
     raise FileNotFoundError(f'no run of the grid {name} is finished: train it with fer-perturb run {name}')
 

@@ -10,7 +10,6 @@ import json
 from collections import namedtuple
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from fastai.vision.all import Learner, set_seed
@@ -22,9 +21,9 @@ from .data import USAGES, FERData
 from .demo import train_aloud
 from .evaluate import class_accuracy, plot_confusion, predict_faces, scores, summary_table
 from .experiments import Material, write_json
+from .findings import write_figure
 from .learner import attention_learner, face_learner, perturb_learner, quick_augment
 from .loaders import face_block
-from .readers import write_beside
 
 # %% ../nbs/57_training.ipynb #55000010
 FORMS = ('p', 'plain')
@@ -123,7 +122,6 @@ def written(self:Evaluation,
     as_json:bool=False, # the text is JSON
 )->str: # tables, or the scores as JSON
     "Write the confusion matrix, and say the rest"
-    with write_beside(out) as part: self.figure.savefig(part, dpi=110, bbox_inches='tight', format='png')
-    plt.close(self.figure)
+    write_figure(self.figure, out)
     if as_json: return json.dumps(self.scores | dict(confusion=str(out)), indent=1)
     return f'{self.table.to_string()}\n\naccuracy of each class in %\n{self.classes.to_string()}\n\n{out}: confusion matrix'

@@ -17,6 +17,17 @@ class Own(nn.Module):
         self.one,self.two,self.head = stage(3, 16),stage(16, 32),nn.Linear(32, n_out)
     def forward(self, x): return self.head(self.two(self.one(x)).mean((2, 3)))
 
+class Net(nn.Module):
+    "The smallest network of gray faces"
+    def __init__(self, n_in=1):
+        super().__init__()
+        self.head = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36*n_in, 7))
+    def forward(self, x): return self.head(x)
+
+class Attention(nn.Module):
+    "Stands for an attention network: where a face is bright"
+    def saliency_maps(self, images, *args): return images[:, 0].byte()
+
 def colour_dls(n=36, size=20, classes=3):
     torch.manual_seed(0)
     labels = torch.arange(n)%classes

@@ -10,6 +10,7 @@ import types
 import pytest
 import torch
 from fastai.vision.all import Callback
+from helpers import Attention, Net
 from torch import nn
 
 from fer_perturb.kmeans import kmeans_plus_plus, lloyd
@@ -133,15 +134,6 @@ def test_parts_of_points_give_the_centroids_of_the_whole(cut):
         assert torch.equal(found, starts) and torch.allclose(fit.centroids, whole.centroids, atol=1e-5) and torch.allclose(fit.inertia, whole.inertia, rtol=1e-4)
     assert torch.equal(torch.cat([results[0][1].labels, results[1][1].labels], 1), whole.labels)
 
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
-    def forward(self, x): return self.head(x)
-
-class Attention(nn.Module):
-    def saliency_maps(self, images, *args): return images[:, 0].byte()
 
 class Look(Callback):
     order = ReclusterCallback.order+.4

@@ -7,7 +7,7 @@ import torch
 from fastai.test_utils import synth_learner
 from fastai.vision.all import Callback, TensorImage, TensorMask
 from PIL import Image
-from torch import nn
+from helpers import Attention, Net
 
 from fer_perturb.augment import FaceAugment, relight
 from fer_perturb.learner import LowerOnPlateau, face_learner, perturb_learner, sgd
@@ -38,15 +38,6 @@ def test_the_plateau_knows_what_better_means(name, step, lowered):
     with learn.no_bar(), learn.no_logging(): learn.fit(9, .01, cbs=[LowerOnPlateau(name), Turn(metric)])
     assert (learn.opt.hypers[0]['lr']<.01)==lowered
 
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
-    def forward(self, x): return self.head(x)
-
-class Attention(nn.Module):
-    def saliency_maps(self, images, *args): return images[:, 0].byte()
 
 def test_the_papers_weight_decay_shrinks_weights(faces):
     "Where the gradient is zero, decay is all that moves a weight: by rate times decay, with Nesterov momentum"

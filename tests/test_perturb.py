@@ -2,6 +2,7 @@
 import pytest
 import torch
 from fastai.vision.all import Callback, CancelFitException, CrossEntropyLossFlat, Learner, TensorImage, TensorMask, aug_transforms, setup_aug_tfms
+from helpers import Net
 from torch import nn
 
 from fer_perturb.attention import add_attention
@@ -117,12 +118,6 @@ class Watch(Callback):
     def before_fit(self): self.batches,self.maps = [],[]
     def before_batch(self): self.batches.append((self.training, self.xb[0].detach().clone(), self.yb[0].clone() if self.yb else None))
     def after_epoch(self): self.maps.append(self.dls.train.data.column('clusters').clone())
-
-class Net(nn.Module):
-    def __init__(self, n_in=1):
-        super().__init__()
-        self.head = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36*n_in, 7))
-    def forward(self, x): return self.head(x)
 
 def fit(faces, recluster, epochs=1, n_in=1, watch=None):
     dls = with_clusters(face_block().dataloaders(faces, bs=16))

@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 from fastai.vision.all import CrossEntropyLossFlat, DataLoader, DataLoaders
+from helpers import Net
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -11,12 +12,6 @@ from fer_perturb.evaluate import predict_faces
 from fer_perturb.learner import adamw, face_learner, perturb_learner, sgd
 from fer_perturb.loaders import face_block
 
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(36, 7))
-    def forward(self, x): return self.head(x)
 
 class Constant(nn.Module):
     def saliency_maps(self, images, *args): return torch.zeros_like(images[:, 0]).byte()
