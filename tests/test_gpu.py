@@ -20,6 +20,8 @@ from fer_perturb.kmeans import cluster_maps, eq1_features, kmeans_plus_plus, llo
 from fer_perturb.learner import SmallFirst, attention_learner, perturb_learner
 from fer_perturb.perturb import Clusterer, ReclusterCallback, cluster_views, drop_cluster, keep_cluster, stack_clusters
 
+from helpers import skip_without_pretence
+
 
 class IndexRule(TorchFunctionMode):
     "An index lies on the CPU or with the tensor, as real GPUs want it"
@@ -29,12 +31,6 @@ class IndexRule(TorchFunctionMode):
             if any(torch.is_tensor(i) and i.device.type!='cpu' and i.device!=values.device for i in idxs):
                 raise RuntimeError('indices should be either on cpu or on the same device as the indexed tensor')
         return func(*args, **(kwargs or {}))
-
-def skip_without_pretence():
-    try: torch.rand(1, device='cuda')[:1]
-    except RuntimeError as e: # torch 2.5 with CUDA, on a machine without its driver
-        if 'CUDA driver' not in str(e): raise
-        pytest.skip('this torch asks the CUDA driver even for a pretended GPU')
 
 @pytest.fixture
 def pretended():
