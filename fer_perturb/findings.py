@@ -21,8 +21,10 @@ from torch import Tensor
 
 from .data import FERData
 from .evaluate import Predictions, class_table, correct, occlusion_table, seed_change, summary_table
-from .experiments import Results, Run, check_fair, grids, landmark_parts, map_fields, same_labels
+from .experiments import Results, same_labels
+from .material import landmark_parts
 from .readers import write_beside
+from .runs import Run, check_fair, grids, map_fields
 
 # %% ../nbs/54_findings.ipynb #9e33e262
 def variants(
