@@ -69,14 +69,21 @@ class Material:
         reference:FERData=None, # the same faces with somebody else's masks on; their labels agree by class name
     ):
         order = usual_order(faces.vocab)
-        self.faces,self.given,self.reference = faces if faces.vocab==order else faces.in_order(order),points,reference
+        self.faces = faces if faces.vocab==order else faces.in_order(order)
+        self.given,self.reference = points,reference
         usage = faces.usage.cpu()
         self.rows = {u: torch.where(usage==i)[0] for i,u in enumerate(USAGES)}
         self.test = torch.cat([self.rows[u] for u in USAGES[1:]])
-        if reference is not None and list(reference.names)!=list(faces.names):
-            raise ValueError('the reference does not hold the same faces in the same order: give the set that was made from these faces')
-        if reference is not None and not torch.equal(reference.in_order(order).labels.cpu(), self.faces.labels.cpu()):
-            raise ValueError('the reference has other labels for the same faces: give the set that was made from these faces')
+        if reference is not None: self._check_reference()
+
+@patch
+def _check_reference(self:Material):
+    "The same faces in the same order, with the same labels"
+    advice = 'give the set that was made from these faces'
+    if list(self.reference.names)!=list(self.faces.names):
+        raise ValueError(f'the reference does not hold the same faces in the same order: {advice}')
+    if not torch.equal(self.reference.in_order(self.faces.vocab).labels.cpu(), self.faces.labels.cpu()):
+        raise ValueError(f'the reference has other labels for the same faces: {advice}')
 
 # %% ../nbs/48_material.ipynb #8282954b
 @patch(as_prop=True)
@@ -153,16 +160,21 @@ def find_material(
         return Material(toy_faces(n), draw_faces(torch.arange(n)%7, 42).landmarks)
     data = data or os.environ.get('FER_PERTURB_DATA')
     if not data:
-        raise ValueError('these runs train on FER2013: give it with --data, as in --data fer2013.zip, or set FER_PERTURB_DATA')
-    found,points = load_faces(data),None
-    if landmarks:
-        with np.load(landmarks, allow_pickle=False) as z:
-            rows = {n: i for i,n in enumerate(z['names'])}; points = z['landmarks']
-        missing = [n for n in found.names if n not in rows]
-        if missing:
-            raise ValueError(f'{landmarks} has no landmarks for {len(missing):,} faces, such as {missing[0]}: is it of another set?')
-        points = torch.from_numpy(points[[rows[n] for n in found.names]])
-    return Material(found, points, load_faces(reference) if reference else None)
+        raise ValueError('these runs train on FER2013: give it with --data, as in --data fer2013.zip, '
+                         'or set FER_PERTURB_DATA')
+    found = load_faces(data)
+    return Material(found, _given_landmarks(landmarks, found.names) if landmarks else None,
+                    load_faces(reference) if reference else None)
+
+def _given_landmarks(path, names):
+    "Landmarks from a file, in the order of the faces"
+    with np.load(path, allow_pickle=False) as z: known,points = z['names'],z['landmarks']
+    rows = {n: i for i,n in enumerate(known)}
+    missing = [n for n in names if n not in rows]
+    if missing:
+        raise ValueError(f'{path} has no landmarks for {len(missing):,} faces, such as {missing[0]}: '
+                         'is it of another set?')
+    return torch.from_numpy(points[[rows[n] for n in names]])
 
 # %% ../nbs/48_material.ipynb #edea0407
 class NoiseMaps(nn.Module):
