@@ -7,7 +7,7 @@ __all__ = ['run_predictions', 'mean_maps', 'Report', 'begin', 'train_run', 'atte
            'Stop', 'train_runs', 'Results', 'same_labels', 'open_private', 'start_workers', 'run_grid', 'ray_runs']
 
 # %% ../nbs/52_experiments.ipynb #11d8f0fd
-import json, signal, sys, time, traceback
+import json, signal, sys, threading, time, traceback
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -236,7 +236,8 @@ class Stop:
         self.signalled = True
         self.line('This epoch is finished and kept, then training ends. Press Ctrl-C again to end at once.')
     def __enter__(self):
-        self.old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self.old = {s: signal.signal(s, self._handle) for s in signals} # Python hands them to the main thread only
         return self
     def __exit__(self, *args):
         for number,old in self.old.items(): signal.signal(number, old)

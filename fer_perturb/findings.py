@@ -104,8 +104,8 @@ def arch_answers(
     what:str='clean', # set
     usage:str='PublicTest', # one of `USAGES`
     grid:str=None, # key of `grids`; the fullest of `arch_grids` if None
-)->dict: # {network: (n,) classes or (n,classes) probabilities}, all in one order of classes; with probabilities of two or more also their ensemble
-    "Answers of all networks that are trained with one form"
+)->dict: # {network: (n,) classes or (n,classes) probabilities}, in one order of classes; and their ensemble
+    "Answers of all networks that are trained with one form; an ensemble is made of probabilities"
     grid = grid or most_finished(results, arch_grids)
     runs = results.finished(grid, form=form, seed=0)
     vocab = same_labels(results, runs, usage)[2]
@@ -135,9 +135,13 @@ def paper_table(
     hidden = arch_answers(results, form, usage=usage, grid=grid)
     both = [k for k in plain if k in hidden]
     if number==3: return pd.concat([class_table(plain[k], {k: hidden[k]}, labels, vocab) for k in both])
-    table = pd.concat({'baseline': summary_table(plain, labels, vocab), 'P': summary_table(hidden, labels, vocab)}, axis=1)
-    paper = {k: paper_accuracy.get(k, (None, None)) for k in table.index}
-    table['paper', 'baseline'],table['paper', 'P'] = [a for a,_ in paper.values()],[b for _,b in paper.values()]
+    parts = {'baseline': summary_table(plain, labels, vocab), 'P': summary_table(hidden, labels, vocab)}
+    return _beside_paper(pd.concat(parts, axis=1))
+
+def _beside_paper(table):
+    "Two more columns: what the paper reports for these networks"
+    paper = [paper_accuracy.get(k, (None, None)) for k in table.index]
+    table['paper', 'baseline'],table['paper', 'P'] = [a for a,_ in paper],[b for _,b in paper]
     return table.astype(object).fillna('–')
 
 # %% ../nbs/54_findings.ipynb #26b9ab59
@@ -177,21 +181,26 @@ def landmark_sheet(
 ):
     "The same as a picture: violet where hiding costs, orange where it helps, gray numbers where zero is in the interval"
     results,names = results or Results(),dict(plain='baseline', own='P-model')
-    figure,axes = plt.subplots(1, len(forms), figsize=(3*len(forms), 3), squeeze=False, sharey=True, layout='constrained')
+    size = 3*len(forms),3
+    figure,axes = plt.subplots(1, len(forms), figsize=size, squeeze=False, sharey=True, layout='constrained')
     for ax,form in zip(axes[0], forms):
-        table = landmark_changes(results, form, usage, grid)
-        change = table.map(lambda v: v[0]).to_numpy(float)
-        drawn = ax.imshow(change, cmap='PuOr_r', vmin=-25, vmax=25, aspect='auto')
-        for (i,j),value in np.ndenumerate(change):
-            unsure = table.iloc[i, j][1]<0<table.iloc[i, j][2]
-            colour = 'gray' if unsure else 'white' if abs(value)>17 else 'black'
-            ax.text(j, i, f'{value:+.0f}', ha='center', va='center', fontsize=8, color=colour)
-        ax.set_xticks(range(table.shape[1]), [c.replace('_', '\n') for c in table.columns], fontsize=8)
-        ax.set_yticks(range(len(table)), table.index, fontsize=8)
+        drawn = _landmark_tile(ax, landmark_changes(results, form, usage, grid))
         ax.set_title(names.get(form, form), fontsize=9)
     figure.suptitle(f'Change of accuracy when a part is hidden, points, {usage}', fontsize=10)
     figure.colorbar(drawn, ax=axes, shrink=.8)
     return figure
+
+def _landmark_tile(ax, table):
+    "One network: a row for each class, a column for each part"
+    change = table.map(lambda v: v[0]).to_numpy(float)
+    drawn = ax.imshow(change, cmap='PuOr_r', vmin=-25, vmax=25, aspect='auto')
+    for (i,j),value in np.ndenumerate(change):
+        unsure = table.iloc[i, j][1]<0<table.iloc[i, j][2]
+        colour = 'gray' if unsure else 'white' if abs(value)>17 else 'black'
+        ax.text(j, i, f'{value:+.0f}', ha='center', va='center', fontsize=8, color=colour)
+    ax.set_xticks(range(table.shape[1]), [c.replace('_', '\n') for c in table.columns], fontsize=8)
+    ax.set_yticks(range(len(table)), table.index, fontsize=8)
+    return drawn
 
 # %% ../nbs/54_findings.ipynb #45443313
 def _sheet(maps, title):
@@ -213,10 +222,12 @@ def saliency_sheet(
     "Where answers depend on the image, without and with a mask, averaged over many faces"
     maps,grid = {},grid or most_finished(results, arch_grids)
     for run in (r for form in names for r in results.finished(grid, form=form, seed=0)):
-        found = {k: v for k,v in results.arrays(run).items() if k.startswith('saliency ')}
-        maps |= {f'{run.arch.partition(":")[0]}, {run.form}\n{k.removeprefix("saliency ")}': v for k,v in found.items()}
+        title = f'{run.arch.partition(":")[0]}, {run.form}'
+        maps |= {f'{title}\n{k.removeprefix("saliency ")}': v for k,v in results.arrays(run).items()
+                 if k.startswith('saliency ')}
     if not maps:
-        raise FileNotFoundError(f"no run of {grid} has saliency maps: they need captum, pip install 'fer_perturb[interpret]'")
+        raise FileNotFoundError(f'no run of {grid} has saliency maps: they need captum, '
+                                "pip install 'fer_perturb[interpret]'")
     return _sheet(maps, 'Saliency of the input, averaged over faces of PublicTest')
 
 # %% ../nbs/54_findings.ipynb #5699f175

@@ -203,3 +203,10 @@ def test_the_command_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     assert run_grid('tiny', **options)==0
     said = capsys.readouterr().out
     assert 'epoch 1/2' not in said and 'epoch 2/2' in said and '1 of 1 runs are finished' in said
+
+def test_a_thread_that_is_not_the_main_one_trains_without_signals():
+    "Python hands signals to the main thread only; a notebook, or a page, may train in another one"
+    from concurrent.futures import ThreadPoolExecutor
+    def enter():
+        with experiments.Stop(hours=1) as stop: return stop()
+    with ThreadPoolExecutor(1) as pool: assert pool.submit(enter).result() is False
