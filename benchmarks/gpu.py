@@ -17,15 +17,18 @@ from fer_perturb.attention import add_attention
 from fer_perturb.augment import FaceAugment
 from fer_perturb.backbones import create_backbone
 from fer_perturb.evaluate import scores
-from fer_perturb.experiments import Material, Place, find_material, grids, hardware, network, versions, write_arrays, write_faces, write_json
+from fer_perturb.experiments import write_faces
 from fer_perturb.forms import forms
 from fer_perturb.graphs import GraphTraining, train_together
 from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
 from fer_perturb.learner import attention_learner, face_learner, perturb_learner
 from fer_perturb.loaders import face_block
+from fer_perturb.material import Material, find_material, network
 from fer_perturb.perturb import Clusterer, Scheme
 from fer_perturb.quality import twin_elsewhere
 from fer_perturb.readers import load_faces
+from fer_perturb.records import Place, hardware, versions, write_arrays, write_json
+from fer_perturb.runs import grids
 from fer_perturb.saliency import saliency_maps
 
 root = Path(__file__).resolve().parent.parent

@@ -11,9 +11,10 @@ from scipy.stats import binomtest
 
 from fer_perturb.data import EMOTIONS
 from fer_perturb.evaluate import correct, macro_f1, predict_faces
-from fer_perturb.experiments import Place, find_grid, read_json
 from fer_perturb.learner import face_learner
 from fer_perturb.readers import load_faces, write_beside
+from fer_perturb.records import Place, read_json
+from fer_perturb.runs import find_grid
 from fer_perturb.weights import blank_loaders, load_model, save_weights, shipped_weights
 
 from .common import markdown

@@ -209,7 +209,7 @@ def runs(
     results:str='results', # folder of results
 ):
     "Say what is finished, running and left, and how long that takes here"
-    from fer_perturb.experiments import show_runs
+    from fer_perturb.records import show_runs
     show_runs(grid, results)
 
 # %% ../nbs/61_cli.ipynb #6100a026

@@ -20,10 +20,11 @@ from .checkpoint import Checkpoint, Claim, read_checkpoint
 from .data import USAGES, FERData
 from .demo import train_aloud
 from .evaluate import class_accuracy, plot_confusion, predict_faces, scores, summary_table
-from .experiments import Material, write_json
 from .findings import write_figure
 from .learner import attention_learner, face_learner, perturb_learner, quick_augment
 from .loaders import face_block
+from .material import Material
+from .records import write_json
 
 # %% ../nbs/57_training.ipynb #55000010
 FORMS = ('p', 'plain')

@@ -12,13 +12,16 @@ from fer_perturb.demo import covered_report
 from fer_perturb.ensemble import ensemble_learner
 from fer_perturb.evaluate import (accuracy_change, calibration, class_accuracy, class_table, correct, macro_f1, occlusion_table,
                                   plot_confusion, predict_faces, scores, summary_table)
-from fer_perturb.experiments import Material, Place, Results, run_loaders, seeded, write_results
+from fer_perturb.experiments import Results, write_results
 from fer_perturb.findings import right_of
 from fer_perturb.labels import DrawLabels, class_weights
 from fer_perturb.learner import face_learner
 from fer_perturb.loaders import face_block
+from fer_perturb.material import Material, run_loaders
 from fer_perturb.masks import occlude, write_kaggle
 from fer_perturb.readers import load_faces, save_faces
+from fer_perturb.records import Place
+from fer_perturb.runs import seeded
 from fer_perturb.toyfaces import toy_faces
 
 SORTED = tuple(sorted(EMOTIONS))
@@ -161,7 +164,7 @@ def test_experiments_count_in_one_order(told, tmp_path):
 
 def test_results_of_another_order_are_mapped_and_of_other_faces_refused(told, tmp_path):
     "Results that an older version wrote in the order of folders, beside results in FER2013's"
-    from fer_perturb.experiments import write_arrays, write_json
+    from fer_perturb.records import write_arrays, write_json
     runs,part = seeded('plain', 2, epochs=1),told.part('PublicTest')
     for run,vocab,name in zip(runs, (EMOTIONS, SORTED), ('aaa', 'bbb')):
         data = numbered(part, vocab)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fer_perturb.experiments import find_grid
+from fer_perturb.runs import find_grid
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason="needs pip install 'fer_perturb[distributed]'")
 

@@ -59,9 +59,12 @@ def test_reader(follow, tmp_path, faces, capsys):
     assert 'some.npz: 420 images' in capsys.readouterr().out
 
 def test_experiment(follow, tmp_path):
+    from fer_perturb.experiments import Results, train_runs
     from fer_perturb.findings import comparison
-    experiments = follow('an experiment')
-    place,material = experiments.Place(tmp_path/'results', tmp_path/'work'),experiments.find_material('toy 70')
-    assert experiments.train_runs(experiments.find_grid('toy_patch'), lambda faces: material, place, device='cpu', line=lambda text: None)==[]
-    table = comparison('toy_patch', results=experiments.Results(place.results), sets=('clean',))
+    from fer_perturb.material import find_material
+    from fer_perturb.records import Place
+    runs = follow('an experiment')
+    place,material = Place(tmp_path/'results', tmp_path/'work'),find_material('toy 70')
+    assert train_runs(runs.find_grid('toy_patch'), lambda faces: material, place, device='cpu', line=lambda text: None)==[]
+    table = comparison('toy_patch', results=Results(place.results), sets=('clean',))
     assert list(table.index)==['plain', 'patch'] and (table.seeds==2).all()

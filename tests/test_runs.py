@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -15,9 +16,12 @@ import torch
 
 from fer_perturb import experiments
 from fer_perturb.checkpoint import Claim, process_start, read_checkpoint, write_checkpoint
-from fer_perturb.experiments import (Material, Place, Results, Run, find_grid, grids, open_private, read_json, run_grid, runs_table, train_runs)
+from fer_perturb.experiments import Results, open_private, run_grid, train_runs
 from fer_perturb.findings import comparison, paper_figure, paper_table
 from fer_perturb.forms import Form, forms
+from fer_perturb.material import Material
+from fer_perturb.records import Place, read_json, runs_table
+from fer_perturb.runs import Run, find_grid, grids
 from fer_perturb.toyfaces import draw_faces, toy_faces
 
 small = dict(faces='toy 70', epochs=2, arch='test_resnet', optimizer='adamw', bs=16, augment='quick', phase1_epochs=1)
@@ -99,7 +103,7 @@ def test_two_processes_share_a_grid(processes, undisturbed, shared):
 def test_a_claim_ends_with_its_owner(tmp_path):
     path = tmp_path/'claim'
     def leave(age=0., **owner):
-        path.write_text(json.dumps(dict(host=experiments.platform.node(), pid=os.getpid(), start=process_start(os.getpid())) | owner))
+        path.write_text(json.dumps(dict(host=platform.node(), pid=os.getpid(), start=process_start(os.getpid())) | owner))
         os.utime(path, (time.time()-age,)*2)
     def taken():
         claim = Claim(path)
@@ -199,3 +203,10 @@ def test_the_command_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     assert run_grid('tiny', **options)==0
     said = capsys.readouterr().out
     assert 'epoch 1/2' not in said and 'epoch 2/2' in said and '1 of 1 runs are finished' in said
+
+def test_a_thread_that_is_not_the_main_one_trains_without_signals():
+    "Python hands signals to the main thread only; a notebook, or a page, may train in another one"
+    from concurrent.futures import ThreadPoolExecutor
+    def enter():
+        with experiments.Stop(hours=1) as stop: return stop()
+    with ThreadPoolExecutor(1) as pool: assert pool.submit(enter).result() is False
