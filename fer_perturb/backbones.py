@@ -205,7 +205,8 @@ def _at_size(arch, n_out, pretrained, n_in, size):
                 warnings.warn(f'{arch} does not take {size[0]}×{size[1]} pixels: '
                               f'the images are enlarged to {side[0]}×{side[1]} inside the model')
             return model
-    raise ValueError(f'{arch} cannot classify images of {n_in}×{size[0]}×{size[1]} into {n_out} classes ({reasons[0]}): '
+    raise ValueError(f'{arch} cannot classify images of {n_in}×{size[0]}×{size[1]} '
+                     f'into {n_out} classes ({reasons[0]}): '
                      f'choose another network, such as {", ".join(backbone_names()[:3])}')
 
 # %% ../nbs/30_backbones.ipynb #f338a239

@@ -123,9 +123,11 @@ def training_state(
     "All that the rest of a training depends on"
     scaler = getattr(learn, 'scaler', None)
     train = learn.dls.train if learn.dls.loaders else None
-    made_with = dict(optimizer=type(getattr(learn.opt, 'opt', learn.opt)).__name__, images=getattr(train, 'n', None), batch=getattr(train, 'bs', None))
-    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, made_with=made_with, model=dict(learn.model.state_dict()),
-        opt=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
+    made_with = dict(optimizer=type(getattr(learn.opt, 'opt', learn.opt)).__name__,
+                     images=getattr(train, 'n', None), batch=getattr(train, 'bs', None))
+    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, made_with=made_with,
+        model=dict(learn.model.state_dict()), opt=learn.opt.state_dict(),
+        scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
         callbacks={cb.name: state for cb in learn.cbs for state in [cb.get_state()] if state is not None}))
 
 # %% ../nbs/33_checkpoint.ipynb #d24d7a2f
@@ -164,7 +166,8 @@ def read_checkpoint(
         state = torch.load(path, map_location='cpu', weights_only=True)
         if not isinstance(state, dict): raise ValueError
         return state
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, NotImplementedError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as e:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, NotImplementedError,
+            pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as e:
         warnings.warn(f'{path.name} is no whole checkpoint ({type(e).__name__}): the training starts anew')
 
 # %% ../nbs/33_checkpoint.ipynb #f0168170
@@ -187,7 +190,8 @@ def before_fit(self:Checkpoint):
     if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): self.run = False; return
     state = read_checkpoint(self.path) if self.resume else None
     if state is None: return
-    if not STATE_KEYS<=state.keys(): raise ValueError(f'{self.path} holds no training: give another path, or resume=False')
+    if not STATE_KEYS<=state.keys():
+        raise ValueError(f'{self.path} holds no training: give another path, or resume=False')
     if state['n_epoch']!=self.n_epoch:
         raise ValueError(f'{self.path} is of a training of {state["n_epoch"]} epochs, not {self.n_epoch}: '
                          'give another path, or resume=False')
@@ -202,7 +206,8 @@ def before_fit(self:Checkpoint):
 def _put_back(self:Checkpoint, state):
     "A state of another training is an error, not a traceback"
     ours = training_state(self.learn)['made_with'] if 'made_with' in state else {}
-    differ = [f'{name} {state["made_with"].get(name)}, not {value}' for name,value in ours.items() if state['made_with'].get(name)!=value]
+    theirs = state['made_with']
+    differ = [f'{name} {theirs.get(name)}, not {value}' for name,value in ours.items() if theirs.get(name)!=value]
     advice = 'give what it was made with, another path, or resume=False'
     if differ: raise ValueError(f'{self.path} is of another training ({"; ".join(differ)}): {advice}')
     try: set_training_state(self.learn, state)
@@ -235,8 +240,10 @@ def _write(self:Checkpoint, state):
     try: write_checkpoint(self.path, state)
     except (OSError, RuntimeError) as e: # PyTorch's writer makes one of the other
         kept = f'the one after epoch {self.epoch} stays' if self.path.exists() and self.epoch else 'there is none yet'
-        raise ValueError(f'the checkpoint {self.path} cannot be written ({getattr(e, "strerror", None) or str(e).splitlines()[0][:100]}); {kept}. '
-                         'Make room, or give a folder that can be written to, and start again: the training goes on from there') from e
+        why = getattr(e, 'strerror', None) or str(e).splitlines()[0][:100]
+        raise ValueError(f'the checkpoint {self.path} cannot be written ({why}); {kept}. '
+                         'Make room, or give a folder that can be written to, and start again: '
+                         'the training goes on from there') from e
 
 # %% ../nbs/33_checkpoint.ipynb #33c00004
 def kept_in(
@@ -251,7 +258,8 @@ def kept_in(
     try:
         with write_beside(folder/'probe') as part: part.write_bytes(b'')
         (folder/'probe').unlink(missing_ok=True)
-    except OSError as e: raise ValueError(f'{folder} cannot be written to ({e.strerror}): give another checkpoint folder') from e
+    except OSError as e:
+        raise ValueError(f'{folder} cannot be written to ({e.strerror}): give another checkpoint folder') from e
     path = folder/'training.pt'
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

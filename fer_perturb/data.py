@@ -33,7 +33,8 @@ def _as_column(name, values, n, device):
     if not torch.is_tensor(values):
         values = np.asarray(values, str if name=='names' else None)
         if values.dtype.kind=='O': values = values.astype(str)
-        if values.dtype.kind!='U': values = torch.as_tensor(values if values.flags.writeable else values.copy(), device=device)
+        if values.dtype.kind!='U':
+            values = torch.as_tensor(values if values.flags.writeable else values.copy(), device=device)
     rows = len(values) if values.ndim else 1
     if rows!=n: raise ValueError(f'{n} images, but {rows} {name}: every column needs one row per image')
     if name in ('names', 'labels', 'usage') and values.ndim!=1:
@@ -51,7 +52,8 @@ def _row(bad): return int(bad.flatten(1).any(1).byte().argmax() if bad.ndim>1 el
 # %% ../nbs/10_data.ipynb #0f34c80a
 def _as_numbers(name, values, names):
     "Labels or parts as whole numbers that `names` has"
-    if not torch.is_tensor(values): raise ValueError(f'{name} are texts, such as {str(values[0])!r}: give whole numbers')
+    if not torch.is_tensor(values):
+        raise ValueError(f'{name} are texts, such as {str(values[0])!r}: give whole numbers')
     if len(values) and (values.is_floating_point() or values.is_complex()):
         raise ValueError(f'{name} are {values.dtype}: give whole numbers')
     if len(values) and values.device.type!='meta' and not 0 <= values.min() <= values.max() < len(names):
@@ -74,13 +76,15 @@ def _class_names(vocab):
     names = tuple(str(v) for v in vocab)
     twice = sorted({v for v in names if names.count(v)>1})
     if twice: raise ValueError(f'{", ".join(twice)} is in vocab more than once: give each class a name of its own')
-    if any(not v.strip() for v in names): raise ValueError(f'class {[bool(v.strip()) for v in names].index(False)} has no name')
+    unnamed = [i for i,v in enumerate(names) if not v.strip()]
+    if unnamed: raise ValueError(f'class {unnamed[0]} has no name')
     return names
 
 # %% ../nbs/10_data.ipynb #f870a27e
 def _checked(old, vocab, **columns):
     "The old columns, with these among them, after a look at type, length, device and range"
-    if 'images' in columns and not torch.is_tensor(columns['images']): columns['images'] = torch.from_numpy(np.require(columns['images'], requirements='W'))
+    if 'images' in columns and not torch.is_tensor(columns['images']):
+        columns['images'] = torch.from_numpy(np.require(columns['images'], requirements='W'))
     images = columns.get('images', old.get('images'))
     if images.ndim!=3 or images.dtype!=torch.uint8:
         raise ValueError(f'images are {images.dtype} {tuple(images.shape)}: give uint8 of shape (n, height, width)')
@@ -180,7 +184,8 @@ def with_columns(self:FERData,
     gone = [name for name in ('images', 'labels', 'usage', 'names') if name in columns and columns[name] is None]
     if gone: raise ValueError(f'{" and ".join(gone)} cannot be taken away: every table has them')
     res,all_rows = self[:],torch.arange(len(self.columns['images']), device='cpu')
-    if vocab is not None: res.vocab,columns = _class_names(vocab),dict(labels=self.labels) | columns # checks old labels again
+    if vocab is not None: # then old labels are checked again
+        res.vocab,columns = _class_names(vocab),dict(labels=self.labels) | columns
     written = any(values is not None for values in columns.values())
     if written and not torch.equal(self.rows, all_rows): # cut out of a larger table
         res.columns = {name: self.column(name) for name in self.columns if name not in columns}

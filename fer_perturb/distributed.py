@@ -116,8 +116,9 @@ def end_batch(self:ShareBatches):
     if self.kept is not None: self.model.forward = self.kept
     self.kept,self.waits = None,False
 
-for event in ('after_pred', 'after_cancel_batch', 'after_cancel_train', 'after_cancel_validate', 'after_cancel_epoch', 'after_cancel_fit'):
-    setattr(ShareBatches, event, ShareBatches.end_batch)
+for step in ('batch', 'train', 'validate', 'epoch', 'fit'):
+    setattr(ShareBatches, f'after_cancel_{step}', ShareBatches.end_batch)
+ShareBatches.after_pred = ShareBatches.end_batch
 
 # %% ../nbs/45_distributed.ipynb #45000015
 @patch

@@ -22,7 +22,7 @@ class SoftVote(nn.Module):
     def __init__(self,
         members:list, # models (b,c,h,w) -> (b,classes) logits
         weights:list, # one for each, 0 or more
-        columns:list=None, # for each a list: which of its answers is the ensemble's first, second, … class; all alike if None
+        columns:list=None, # a list for each: which of its answers is the ensemble's first, … class; all alike if None
     ):
         super().__init__()
         self.members = nn.ModuleList(members)
@@ -60,14 +60,16 @@ def select_weights(
 
 # %% ../nbs/43_ensemble.ipynb #c6917923
 def _voter(learn, vocab):
-    "The model of a member, if its answer to the plain image is all it needs, and where each class of `vocab` stands in it"
+    "The model of a member, if the plain image is all it needs, and where each class of `vocab` stands in it"
     recluster,name = getattr(learn, 'recluster', None),type(learn.model).__name__
     if recluster and (recluster.views or recluster.perturb=='stack'):
         raise ValueError(f'a member ({name}) predicts from views or a stack of clusters: '
-                         "train it with views=False and 'drop' or 'keep', or average predict_faces of the learners yourself")
+                         "train it with views=False and 'drop' or 'keep', "
+                         'or average predict_faces of the learners yourself')
     try: return learn.model,class_order(vocab, learn.dls.vocab).tolist()
     except ValueError as e:
-        raise ValueError(f'members disagree on the classes ({list(vocab)} and {list(learn.dls.vocab)}): train all on the same data') from e
+        raise ValueError(f'members disagree on the classes ({list(vocab)} and {list(learn.dls.vocab)}): '
+                         'train all on the same data') from e
 
 # %% ../nbs/43_ensemble.ipynb #344d46e0
 def _fit_weights(dls, models, columns):
@@ -83,17 +85,19 @@ def _fit_weights(dls, models, columns):
 def ensemble_learner(
     learners:list, # trained learners with the same classes, in any order, and the same kind of images
     weights=None, # one number for each; 'fit' to find them on the validation set (PublicTest); equal if None
-)->Learner: # its model is a `SoftVote` of the learners' models (shared, not copied); its loaders are the first learner's
+)->Learner: # its model is a `SoftVote` of the learners' models (shared, not copied); it has the first learner's loaders
     "Soft voting"
     if not learners: raise ValueError('an ensemble needs members: give a list of learners')
     dls,fit = learners[0].dls,isinstance(weights, str)
-    if fit and weights!='fit': raise ValueError(f"weights is {weights!r}: give a number for each member, 'fit', or None")
+    if fit and weights!='fit':
+        raise ValueError(f"weights is {weights!r}: give a number for each member, 'fit', or None")
     models,columns = zip(*(_voter(learn, dls.vocab) for learn in learners))
     columns = None if all(c==sorted(c) for c in columns) else columns
     if fit: weights = _fit_weights(dls, models, columns)
     elif weights is None: weights = [1.]*len(models)
     if len(weights)!=len(models) or min(weights)<0 or sum(weights)<=0:
-        raise ValueError(f'weights are {weights} for {len(models)} members: give each a number of at least 0, one of them above')
+        raise ValueError(f'weights are {weights} for {len(models)} members: '
+                         'give each a number of at least 0, one of them above')
     return face_learner(dls, SoftVote(models, weights, columns))
 
 # %% ../nbs/43_ensemble.ipynb #a2e957f3

@@ -72,7 +72,8 @@ def in_order(
     vocab:tuple=None, # class names, in the order that is wanted; that of the predictions if None
 )->Tensor: # the same, plain; numbers without names stay as they are
     "Predictions in another order of the same classes"
-    names,plain = predictions.vocab if isinstance(predictions, Predictions) else None,torch.as_tensor(predictions).as_subclass(Tensor).cpu()
+    names = predictions.vocab if isinstance(predictions, Predictions) else None
+    plain = torch.as_tensor(predictions).as_subclass(Tensor).cpu()
     if plain.ndim==2 and vocab is not None and plain.shape[1]!=len(vocab):
         raise ValueError(f'predictions have {plain.shape[1]} columns for {len(vocab)} classes: give one for each')
     if names is None or vocab is None: return plain
@@ -106,7 +107,8 @@ def predicted(
     "The predicted class of each image"
     plain = in_order(predictions, vocab)
     if plain.is_floating_point() and plain.isnan().any():
-        raise ValueError('predictions hold NaN, which is no class: their training has diverged, or their file is damaged')
+        raise ValueError('predictions hold NaN, which is no class: '
+                         'their training has diverged, or their file is damaged')
     return (plain.argmax(1) if plain.ndim==2 else plain).long()
 
 # %% ../nbs/50_evaluate.ipynb #49cbe052
@@ -182,7 +184,8 @@ def seed_change(
 )->tuple: # change in points, lower and upper end of its 95 % interval
     "Difference of two mean accuracies, with an interval over images and seeds"
     (_,n_before),(_,n_after) = np.shape(before),np.shape(after)
-    if n_before!=n_after: raise ValueError(f'{n_before} images before, but {n_after} after: give both for the same images')
+    if n_before!=n_after:
+        raise ValueError(f'{n_before} images before, but {n_after} after: give both for the same images')
     b,a = (np.asarray(x, np.int8) for x in (before, after))
     if paired is None: paired = len(b)==len(a)
     # images on which all trainings agree count together

@@ -52,8 +52,9 @@ def export_onnx(
     path,device,training = Path(path),next(learn.model.parameters()).device,learn.model.training
     images = example_images(learn)
     predictor,example = _Predictor(learn, images).eval().cpu(),images.as_subclass(torch.Tensor).contiguous()
-    try: program = torch.onnx.export(predictor, (example,), dynamo=True, input_names=['images'], output_names=['probabilities'],
-                                     dynamic_shapes=({0: torch.export.Dim('batch')},), verbose=False)
+    try:
+        program = torch.onnx.export(predictor, (example,), dynamo=True, verbose=False, input_names=['images'],
+            output_names=['probabilities'], dynamic_shapes=({0: torch.export.Dim('batch')},))
     finally: learn.model.to(device).train(training)
     facts = dict(vocab=[str(v) for v in learn.dls.vocab], size=list(example.shape[-2:]),
                  mean=predictor.mean.flatten().tolist(), std=predictor.std.flatten().tolist())
@@ -74,8 +75,8 @@ def predict_onnx(
     vocab = tuple(json.loads(session.get_modelmeta().custom_metadata_map['vocab']))
     _,c,h,w = session.get_inputs()[0].shape
     if data.images.shape[-2:]!=(h,w):
-        raise ValueError(f'this file takes faces of {h}×{w} pixels, these are {"×".join(map(str, data.images.shape[-2:]))}: '
-                         f'read them with size={h}')
+        given = '×'.join(map(str, data.images.shape[-2:]))
+        raise ValueError(f'this file takes faces of {h}×{w} pixels, these are {given}: read them with size={h}')
     def answers(images): return session.run(None, dict(images=(images[:,None].expand(-1, c, -1, -1)/255).numpy()))[0]
     found = torch.from_numpy(np.concatenate([answers(images) for images in data.images.cpu().split(batch_size)]))
     return Predictions(found, vocab).ordered(data.vocab)

@@ -407,7 +407,8 @@ def normalize_of(self:FormCallback,
     images:Tensor, # of a batch, as the loaders serve them
 )->Normalize: # None if they are not normalised
     "What normalised a batch"
-    return normalization(self.dls.train.after_batch) if isinstance(images, TensorImage) and hasattr(self.learn, 'dls') else None
+    if not (isinstance(images, TensorImage) and hasattr(self.learn, 'dls')): return None
+    return normalization(self.dls.train.after_batch)
 
 # %% ../nbs/39_forms.ipynb #178b2e95
 @patch

@@ -91,7 +91,8 @@ def example_images(self:FaceLearner,
     "Images as the network gets them"
     if len(self.dls.valid): return self.dls.valid.one_batch()[0][:n]
     if self.example_shape is None:
-        raise ValueError('these loaders are empty, so nobody knows which images the network takes: give the learner loaders with images')
+        raise ValueError('these loaders are empty, so nobody knows which images the network takes: '
+                         'give the learner loaders with images')
     return TensorImage(torch.zeros(n, *self.example_shape))
 
 # %% ../nbs/34_habits.ipynb #cb8d2ec2
@@ -139,7 +140,8 @@ def save(self:FaceLearner,
     file,state = join_path_file(file, self.path/self.model_dir, ext='.pth'),get_model(self.model).state_dict()
     extra = {cb.name: cb.weights_state() for cb in self.cbs if hasattr(type(cb), 'weights_state')}
     if extra: state._metadata['fer_perturb'] = extra
-    if not processes_of(self).number: save_model(file, SimpleNamespace(state_dict=lambda: state), getattr(self, 'opt', None), **kwargs)
+    if not processes_of(self).number:
+        save_model(file, SimpleNamespace(state_dict=lambda: state), getattr(self, 'opt', None), **kwargs)
     return file
 
 # %% ../nbs/34_habits.ipynb #4d2bfeda
@@ -192,7 +194,8 @@ def export(self:FaceLearner,
     finally: self.__dict__['_dls'],self.opt = dls,opt
 
 # %% ../nbs/34_habits.ipynb #34d00002
-def _finite(tensors): return all(bool(t.isfinite().all()) for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
+def _finite(tensors):
+    return all(bool(t.isfinite().all()) for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
 
 def check_numbers(
     model:nn.Module, # that answered
@@ -202,7 +205,8 @@ def check_numbers(
     "Say why a network gives no numbers"
     if _finite([scores]): return
     if not _finite(model.state_dict().values()):
-        why = 'its weights hold NaN or infinite numbers, as after a training with too high a learning rate. Load other weights, or train again with a lower rate'
+        why = ('its weights hold NaN or infinite numbers, as after a training with too high a learning rate. '
+               'Load other weights, or train again with a lower rate')
     elif not _finite(images): why = 'the images hold NaN or infinite pixels. Give numbers from 0 to 1'
     else: why = 'they overflow in it. Train again with a lower learning rate, or predict in full precision'
     raise ValueError(f'the network gives no numbers (NaN): {why}')
@@ -256,26 +260,31 @@ def check_plan(
         raise ValueError(f'n_epoch is {n_epoch!r}: give the number of epochs, as in 10')
     rates = [lr.start, lr.stop] if isinstance(lr, slice) else lr if isinstance(lr, (list, tuple, np.ndarray)) else [lr]
     for rate in rates:
-        if rate is not None and not 0<=rate<1e30: raise ValueError(f'the learning rate is {rate}: give a number above 0, as in 1e-3')
+        if rate is not None and not 0<=rate<1e30:
+            raise ValueError(f'the learning rate is {rate}: give a number above 0, as in 1e-3')
 
 # %% ../nbs/34_habits.ipynb #34d00007
 @patch
 def _check_loss(self:FaceLearner):
     "After an epoch: NaN ends the training, a loss far above a guess is said"
     if not isinstance(self.loss, Tensor) or self.loss.ndim or hasattr(self, 'lr_finder'): return
-    if hasattr(self, 'recorder') and not self.recorder.smooth_loss.count: return # cancelled before the first batch was done
+    # cancelled before the first batch was done
+    if hasattr(self, 'recorder') and not self.recorder.smooth_loss.count: return
     loss = float(self.loss) if not hasattr(self, 'recorder') else float(self.recorder.smooth_loss.value)
     advice = 'begin again, from new weights, with about a tenth of it; learn.lr_find() suggests one'
     rate = max(self.recorder.lrs, default=0) if hasattr(self, 'recorder') else self.opt.hypers[-1]['lr']
     if not (math.isfinite(loss) and _finite(self.model.state_dict().values())):
         if not all(_finite(b[:1]) for b in self.dls.train):
-            raise ValueError('the training images hold NaN or infinite pixels, and now the network does: give numbers from 0 to 1, and begin again from new weights')
-        raise ValueError(f'the training has diverged in epoch {self.epoch+1} of {self.n_epoch}, its loss is NaN or infinite: '
+            raise ValueError('the training images hold NaN or infinite pixels, and now the network does: '
+                             'give numbers from 0 to 1, and begin again from new weights')
+        raise ValueError(f'the training has diverged in epoch {self.epoch+1} of {self.n_epoch}, '
+                         'its loss is NaN or infinite: '
                          f'a learning rate of {rate:.3g} is too high; {advice}')
     if not isinstance(self.pred, Tensor) or self.pred.ndim!=2: return
     with torch.no_grad(): guess = float(self.loss_func(torch.zeros_like(self.pred), *self.yb))
     if 0<4*guess<loss:
-        warn(f'epoch {self.epoch+1} of {self.n_epoch}: the training loss is {loss:.3g}, and guessing would give {guess:.3g}: '
+        warn(f'epoch {self.epoch+1} of {self.n_epoch}: the training loss is {loss:.3g}, '
+             f'and guessing would give {guess:.3g}: '
              f'a learning rate of {rate:.3g} is too high; {advice}')
 
 # %% ../nbs/34_habits.ipynb #0aa6dc66

@@ -25,10 +25,12 @@ def white_of(
     "Which number is white, by type and range; a range that has no meaning is an error"
     kind = np.dtype(kind)
     if kind.kind not in 'buif': raise ValueError(f'pixels are of type {kind}: give numbers')
-    if not np.isfinite([low, high]).all(): raise ValueError('pixels are NaN or infinite: give numbers from 0 to 1, or 0 to 255')
+    if not np.isfinite([low, high]).all():
+        raise ValueError('pixels are NaN or infinite: give numbers from 0 to 1, or 0 to 255')
     if kind.kind=='b': return 1
     if low<(-1e-3 if kind.kind=='f' else 0):
-        raise ValueError(f'pixels go from {low:g} to {high:g}: negative numbers have no gray, so undo the normalization first')
+        raise ValueError(f'pixels go from {low:g} to {high:g}: negative numbers have no gray, '
+                         'so undo the normalization first')
     if kind.kind=='f' and high<=1.001: return 1
     sure = high==0 or high>=16 if kind.kind=='f' else high==0 or (kind.kind, kind.itemsize)!=('u', 2)
     if high<=255 and sure: return 255
@@ -64,8 +66,8 @@ def _eight_bit(values, white):
 
 # %% ../nbs/05_images.ipynb #c25209f7
 def from_pixels(
-    image, # array, tensor or nested list: (h,w), (1,h,w), (h,w,1), or (h,w,c) with 2 to 4 channels, the even ones with alpha
-    white=None, # which number is white: 1, 255 or 65535, or what `whites_of` found; by type and range of this image if None
+    image, # array, tensor or nested list: (h,w), (1,h,w), (h,w,1), or (h,w,c) with 2 to 4 channels, alpha in even ones
+    white=None, # which number is white: 1, 255 or 65535, or what `whites_of` found; by type and range if None
 )->Image.Image: # of 8 bits
     "An array of numbers as a PIL image"
     values = _array_of(image)
@@ -87,6 +89,11 @@ def whites_of(
         low,high = ranges.get(values.dtype, (np.inf, -np.inf))
         ranges[values.dtype] = np.minimum(low, values.min()),np.maximum(high, values.max()) # NaN stays NaN
     return {kind: white_of(kind, *ends) for kind,ends in ranges.items()}
+
+# %% ../nbs/05_images.ipynb #0123c812
+FITS = ('crop', 'letterbox')
+
+def _say(what): warnings.warn(f'images are converted: {what}', stacklevel=2)
 
 # %% ../nbs/05_images.ipynb #15cb5efd
 def _upright(image):
@@ -111,11 +118,6 @@ def _gray(image):
     if mode not in ('L', 'LA', 'La'): _say(f'colour mode {mode} to gray')
     try: return image.convert('L')
     except ValueError as e: raise ValueError(f'colour mode {mode} cannot be turned gray: save the image as RGB') from e
-
-# %% ../nbs/05_images.ipynb #0123c812
-FITS = ('crop', 'letterbox')
-
-def _say(what): warnings.warn(f'images are converted: {what}', stacklevel=2)
 
 # %% ../nbs/05_images.ipynb #7ca3b86f
 def _square(image, size, fit):
@@ -144,7 +146,8 @@ def to_gray(
 )->np.ndarray: # (size,size) uint8
     "Any image as a gray square; warns of each kind of conversion"
     if fit not in FITS: raise ValueError(f'fit is {fit!r}: choose one of {", ".join(FITS)}')
-    if not isinstance(size, (int, np.integer)) or size<1: raise ValueError(f'size is {size!r}: give a number of pixels, at least 1')
+    if not isinstance(size, (int, np.integer)) or size<1:
+        raise ValueError(f'size is {size!r}: give a number of pixels, at least 1')
     if not isinstance(image, Image.Image): image = from_pixels(image, white)
     if 0 in image.size: raise ValueError(f'an image of {image.size[0]}×{image.size[1]} pixels shows nothing')
     return np.array(_square(_gray(_upright(image)), size, fit))
@@ -156,16 +159,19 @@ def open_image(
 )->Image.Image: # decoded, as it is stored
     "Decode one image file; a file that is missing, broken or of another kind is an error that names it"
     name = name or getattr(file, 'name', file)
-    if isinstance(file, (str, Path)) and not Path(file).exists(): raise FileNotFoundError(f'no image at {name}: check the path')
+    if isinstance(file, (str, Path)) and not Path(file).exists():
+        raise FileNotFoundError(f'no image at {name}: check the path')
     try:
         with Image.open(file) as image:
             frames = getattr(image, 'n_frames', 1) if image.format in ('GIF', 'TIFF', 'WEBP', 'PNG') else 1
             image.load()
     except IsADirectoryError as e: raise ValueError(f'{name} is a folder: give an image file') from e
     except PermissionError as e: raise ValueError(f'{name} may not be read: check its rights') from e
-    except UnidentifiedImageError as e: raise ValueError(f'{name} is not a readable image: it is torn, or no image') from e
+    except UnidentifiedImageError as e:
+        raise ValueError(f'{name} is not a readable image: it is torn, or no image') from e
     except Exception as e: # decoders of torn files raise nearly anything
-        raise ValueError(f'{name} is not a readable image ({e}): it may be truncated; download it again or remove it') from e
+        raise ValueError(f'{name} is not a readable image ({e}): it may be truncated; '
+                         'download it again or remove it') from e
     if frames>1: _say('of several frames the first is taken')
     return image
 
@@ -175,7 +181,8 @@ def as_photo(
 )->Image.Image: # upright, in its own size and colours
     "A photo in any form as a PIL image"
     if isinstance(photo, bytes): photo = io.BytesIO(photo)
-    if isinstance(photo, (str, Path)) or hasattr(photo, 'read'): photo = open_image(photo, 'the photo' if isinstance(photo, io.BytesIO) else None)
+    if isinstance(photo, (str, Path)) or hasattr(photo, 'read'):
+        photo = open_image(photo, 'the photo' if isinstance(photo, io.BytesIO) else None)
     if not isinstance(photo, Image.Image): photo = from_pixels(photo)
     if 0 in photo.size: raise ValueError(f'an image of {photo.size[0]}×{photo.size[1]} pixels shows nothing')
     return _upright(photo)

@@ -21,7 +21,8 @@ saliency_methods = ('gradient', 'smooth', 'integrated', 'gradcam', 'occlusion')
 def _captum():
     "captum's methods"
     try: import captum.attr
-    except ImportError as e: raise ImportError("saliency is computed with captum: pip install 'fer_perturb[interpret]'") from e
+    except ImportError as e:
+        raise ImportError("saliency is computed with captum: pip install 'fer_perturb[interpret]'") from e
     return captum.attr
 
 # %% ../nbs/51_interpret.ipynb #seenmod
@@ -47,7 +48,9 @@ def last_maps(
         with torch.no_grad(): model(images)
     finally:
         for hook in hooks: hook.remove()
-    if not found: raise ValueError(f'{type(model).__name__} has no feature maps with height and width: gradcam needs a convolutional network')
+    if not found:
+        raise ValueError(f'{type(model).__name__} has no feature maps with height and width: '
+                         'gradcam needs a convolutional network')
     return found[-1]
 
 # %% ../nbs/51_interpret.ipynb #gradcam1
@@ -66,7 +69,9 @@ def _explain(model, kind, x, target, normalize):
     attr,seen = _captum(),_Seen(model, normalize)
     if kind=='gradient': return attr.Saliency(seen).attribute(x, target)
     if kind=='smooth':
-        return attr.NoiseTunnel(attr.Saliency(seen)).attribute(x, target=target, nt_type='smoothgrad', nt_samples=16, nt_samples_batch_size=4, stdevs=.1)
+        tunnel = attr.NoiseTunnel(attr.Saliency(seen))
+        return tunnel.attribute(x, target=target, nt_type='smoothgrad', stdevs=.1,
+                                nt_samples=16, nt_samples_batch_size=4)
     if kind=='integrated': return attr.IntegratedGradients(seen).attribute(x, .5, target, n_steps=16)
     if kind=='gradcam': return _grad_cam(attr, model, x, target, normalize)
     return attr.Occlusion(seen).attribute(x, (x.shape[1],6,6), (x.shape[1],2,2), .5, target)
@@ -84,7 +89,7 @@ def _batch_saliency(model, kind, images, target, smooth, tfms):
 
 # %% ../nbs/51_interpret.ipynb #3f108234
 def input_saliency(
-    model, # `Learner`, or `nn.Module` (b,c,h,w) in [0,1] -> (b,classes); run in eval mode, its training mode is restored
+    model, # `Learner`, or `nn.Module` (b,c,h,w) in [0,1] -> (b,classes); its training mode is restored
     images:Tensor, # (n,h,w) or (n,c,h,w), uint8 or float in [0,1]
     kind:str='gradient', # one of `saliency_methods`
     target:Tensor=None, # (n,) class whose score is explained; the predicted one if None
@@ -95,7 +100,8 @@ def input_saliency(
     if kind not in saliency_methods:
         raise ValueError(f'no saliency is called {kind!r}: choose one of {", ".join(saliency_methods)}')
     if getattr(getattr(model, 'recluster', None), 'perturb', None)=='stack':
-        raise ValueError('this model takes a stack of clusters, of which single pixels have no saliency: train it with drop or keep')
+        raise ValueError('this model takes a stack of clusters, of which single pixels have no saliency: '
+                         'train it with drop or keep')
     tfms = getattr(model.dls.valid, 'after_batch', None) if isinstance(model, Learner) else None
     model = model.model if isinstance(model, Learner) else model
     batches,training = (images[:,None] if images.ndim==3 else images).split(batch_size),model.training
@@ -125,8 +131,8 @@ def _sheet_of(lines, titles=()):
     "A figure with a row for each entry: uint8 faces in gray, float maps from dark to bright"
     n,rows = len(next(iter(lines.values()))),len(lines)
     width,height = n*.667+1,rows*.667+.25
-    figure,axes = plt.subplots(rows, n, figsize=(width,height), squeeze=False, dpi=72,
-                               gridspec_kw=dict(wspace=.04, hspace=.04, left=1/width, right=1, bottom=0, top=1-.25/height))
+    grid = dict(wspace=.04, hspace=.04, left=1/width, right=1, bottom=0, top=1-.25/height)
+    figure,axes = plt.subplots(rows, n, figsize=(width,height), squeeze=False, dpi=72, gridspec_kw=grid)
     for row,(name,pixels) in zip(axes, lines.items()):
         faces = pixels.dtype==torch.uint8
         _show_row(row, name, pixels, cmap='gray' if faces else 'inferno', vmin=0, vmax=255 if faces else 1)
@@ -158,7 +164,8 @@ def figure_6(
     "The paper's Figure 6"
     rows = one_of_each(data)
     images = data[rows].images.cpu()
-    lines = {'face': images, 'baseline': input_saliency(baseline, images, kind), 'P-model': input_saliency(predictor, images, kind)}
+    maps = [input_saliency(learn, images, kind) for learn in (baseline, predictor)]
+    lines = dict(zip(('face', 'baseline', 'P-model'), (images, *maps)))
     return _sheet_of(lines, [data.vocab[c] for c in data.labels[rows].tolist()])
 
 # %% ../nbs/51_interpret.ipynb #9177d956

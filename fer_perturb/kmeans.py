@@ -373,7 +373,8 @@ def check_points(
         if not torch.isfinite(high-low):
             raise ValueError(f'{name} hold NaN or infinite values: look for them in the images and the attention maps')
         if max(abs(low.item()), abs(high.item()))>LARGEST:
-            raise ValueError(f'{name} go from {low:.1e} to {high:.1e}: squares of these are too large for float32, so scale them')
+            raise ValueError(f'{name} go from {low:.1e} to {high:.1e}: '
+                             'squares of these are too large for float32, so scale them')
         if name=='weights' and low<0: raise ValueError(f'the lowest of the weights is {low:.3g}: give 0 or more')
 
 # %% ../nbs/40_kmeans.ipynb #a0eb42b5

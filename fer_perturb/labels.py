@@ -21,8 +21,8 @@ from .loaders import FaceLoader
 # %% ../nbs/14_labels.ipynb #5186ca8c
 FERPLUS = (*EMOTIONS, 'contempt')
 # what FERPlus calls them, in the order of its file; two more columns follow
-_emotion_of = dict(neutral='neutral', happiness='happy', surprise='surprise', sadness='sad', anger='angry', disgust='disgust',
-                   fear='fear', contempt='contempt')
+_emotion_of = dict(neutral='neutral', happiness='happy', surprise='surprise', sadness='sad',
+                   anger='angry', disgust='disgust', fear='fear', contempt='contempt')
 VOTES = (*_emotion_of, 'unknown', 'NF')
 
 # %% ../nbs/14_labels.ipynb #02e99349
@@ -32,7 +32,8 @@ def _read_votes(path):
     if not path.exists():
         raise FileNotFoundError(f'no FERPlus at {path}: get fer2013new.csv from https://github.com/microsoft/FERPlus')
     try: frame = pd.read_csv(path, skipinitialspace=True)
-    except (ValueError, OSError) as e: raise ValueError(f'{path} is not a whole csv file ({e}): download it again') from e
+    except (ValueError, OSError) as e:
+        raise ValueError(f'{path} is not a whole csv file ({e}): download it again') from e
     frame = frame.set_axis([str(name).strip() for name in frame], axis=1)
     missing = [c for c in ('Usage', 'Image name', *VOTES) if c not in frame]
     if missing: raise ValueError(f'{path} has no column {", ".join(missing)}: is it fer2013new.csv?')
@@ -45,7 +46,8 @@ def _checked_votes(frame, path):
     bad = ~np.isfinite(votes) | (votes<0)
     if bad.any():
         row,column = np.argwhere(bad)[0]
-        raise ValueError(f'{path}, row {row}: {VOTES[column]} is {str(frame[VOTES[column]].iloc[row])!r}: votes are numbers of at least 0')
+        value = str(frame[VOTES[column]].iloc[row])
+        raise ValueError(f'{path}, row {row}: {VOTES[column]} is {value!r}: votes are numbers of at least 0')
     empty = (votes.sum(1)==0) & frame['Image name'].notna().to_numpy()
     if empty.any(): raise ValueError(f'{path}, row {empty.argmax()}: nobody has voted, although the image has a name')
     return votes
@@ -98,7 +100,7 @@ def ferplus(
     data:FERData, # all rows of fer2013.csv, in its order
     path:Path, # fer2013new.csv
     rule:str='majority', # key of `RULES`: which votes count
-)->FERData: # with 8 classes; column 'votes' (n,8) float32: shares of the votes that count, of all for an emotion with 'majority'
+)->FERData: # with 8 classes; column 'votes' (n,8) float32: shares of the votes that count, of emotions with 'majority'
     "Replace labels by those of FERPlus; says what is left out"
     if rule not in RULES: raise ValueError(f'no rule is called {rule!r}: choose one of {", ".join(RULES)}')
     frame = _read_votes(path)
@@ -109,7 +111,8 @@ def ferplus(
     top,named = counts.argmax(1),frame['Image name'].notna().to_numpy()
     kept = named & (counts.sum(1)>0) & (top<8)
     said = {'no face': ~named | (top==9), 'unknown': named & (top==8), 'without a majority': named & (counts.sum(1)==0)}
-    print(f'FERPlus: {(~kept).sum():,} of {len(data):,} images left out: ' + ', '.join(f'{v.sum():,} {k}' for k,v in said.items()))
+    reasons = ', '.join(f'{v.sum():,} {k}' for k,v in said.items())
+    print(f'FERPlus: {(~kept).sum():,} of {len(data):,} images left out: {reasons}')
     shares = (votes if rule=='majority' else counts)[kept,:8]
     shares = torch.from_numpy(shares/shares.sum(1, keepdims=True)).float()
     place,rows = class_order(list(_emotion_of.values()), FERPLUS),torch.from_numpy(kept)
@@ -123,13 +126,16 @@ class DrawLabels(Callback):
     run_valid = False
     def before_fit(self):
         train = self.dls.train
-        votes = train.data.column('votes') if isinstance(train, FaceLoader) and isinstance(train.data, FERData) else None
+        of_faces = isinstance(train, FaceLoader) and isinstance(train.data, FERData)
+        votes = train.data.column('votes') if of_faces else None
         if votes is None: raise ValueError('these loaders have no votes: make them from the result of ferplus')
         if votes.shape[1:]!=(len(train.data.vocab),):
             raise ValueError(f'votes are {tuple(votes.shape)}: give one for each of {len(train.data.vocab)} classes')
         bad = ~votes.isfinite().all(1) | (votes<0).any(1) | (votes.sum(1)<=0)
         if bad.any(): raise ValueError(f'training image {bad.byte().argmax()} has no votes to draw from: leave it out')
-    def before_train(self): self.dls.train.drawn = torch.multinomial(self.dls.train.data.column('votes').float(), 1)[:,0]
+    def before_train(self):
+        train = self.dls.train
+        train.drawn = torch.multinomial(train.data.column('votes').float(), 1)[:,0]
     def after_fit(self): self.dls.train.drawn = None
     def after_cancel_fit(self): self.after_fit()
 

@@ -33,7 +33,8 @@ def _side_of(items):
 # %% ../nbs/12_loaders.ipynb #6c479168
 def _checked_side(side, size):
     if side and size and side!=size:
-        raise ValueError(f'these faces are {side}×{side} pixels, the loaders are for {size}×{size}: read the faces with size={size}')
+        raise ValueError(f'these faces are {side}×{side} pixels, the loaders are for {size}×{size}: '
+                         f'read the faces with size={size}')
     return size or side
 
 # %% ../nbs/12_loaders.ipynb #c72b9587
@@ -42,7 +43,7 @@ class ToFace(Transform):
     fit = 'crop' # what is not square is cropped at the centre
     input_types = Face,Path,str,bytes,np.ndarray,Image.Image,Tensor # what `predict` and `test_dl` accept
     def __init__(self,
-        size:int=None, # height and width in pixels; those of the table that it is set up with if None, and 48 without one
+        size:int=None, # height and width in pixels; if None those of the table that it is set up with, 48 without one
     ): self.size = size
     def setups(self, items): self.size = _checked_side(_side_of(items), self.size)
     def encodes(self, o):
@@ -73,7 +74,7 @@ class ToClusters(Transform):
     "A face's clusters: zeros until `ReclusterCallback` has written them to the 'clusters' column"
     input_types = ToFace.input_types
     def __init__(self,
-        size:int=None, # height and width in pixels; those of the table that it is set up with if None, and 48 without one
+        size:int=None, # height and width in pixels; if None those of the table that it is set up with, 48 without one
     ): self.size = size
     def setups(self, items): self.size = _checked_side(_side_of(items), self.size)
     def encodes(self, o):
@@ -96,7 +97,8 @@ class ToLabel(Categorize):
     "A `Face` or a class name -> its number in `vocab`"
     def encodes(self, o):
         name = o.label if isinstance(o, Face) else o
-        if name not in self.vocab.o2i: raise ValueError(f'no class is called {name!r}: these loaders know {", ".join(self.vocab)}')
+        if name not in self.vocab.o2i:
+            raise ValueError(f'no class is called {name!r}: these loaders know {", ".join(self.vocab)}')
         return super().encodes(name)
 
 # %% ../nbs/12_loaders.ipynb #fc5c0bcb
@@ -233,7 +235,8 @@ def set_state(self:ClassOrder,
     "Weights that count classes in another order are no use to this learner"
     ours = _names_of(self.dls)
     if state['vocab']!=ours:
-        raise ValueError(f'the kept training counts its classes as {", ".join(state["vocab"])}; these loaders as {", ".join(ours or ["?"])}: '
+        raise ValueError(f'the kept training counts its classes as {", ".join(state["vocab"])}; '
+                         f'these loaders as {", ".join(ours or ["?"])}: '
                          'give face_block the names of the kept one')
 
 # %% ../nbs/12_loaders.ipynb #812fd7f6

@@ -81,7 +81,8 @@ def _check(self:Clusterer):
     check_number('refine', self.refine, 0, whole=True)
     check_number('sample', self.sample, 1, whole=True)
     check_number('keep', self.keep)
-    if not 0<self.keep<=1: raise ValueError(f'keep is {self.keep}: give the fraction of pixels to keep, above 0 and at most 1')
+    if not 0<self.keep<=1:
+        raise ValueError(f'keep is {self.keep}: give the fraction of pixels to keep, above 0 and at most 1')
     if self.feature not in ('intensity', 'attention'):
         raise ValueError(f"no feature is called {self.feature!r}: choose 'intensity' or 'attention'")
     entry(saliency_kinds, self.saliency, 'saliency')
@@ -115,7 +116,8 @@ def fit(self:Clusterer,
     if self.one_map: images,saliency,processes = _mean_of(images, processes),_mean_of(saliency, processes),ALONE
     points,pixels = self._features(images, saliency)
     pooled = points.flatten(0, 1)[None]
-    if self.centroids is None: self.centroids = shared_centroids(points, self.n_clusters, seed=seed, processes=processes)
+    if self.centroids is None:
+        self.centroids = shared_centroids(points, self.n_clusters, seed=seed, processes=processes)
     else: self.centroids = kmeans(pooled, centroids=self.centroids.to(points.device), processes=processes).centroids[0]
     if self.one_map: self.map = cluster_maps(lloyd(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
     return self
@@ -288,7 +290,7 @@ def scheme_form(
 class ReclusterCallback(FormCallback):
     "Cluster anew before every epoch, and perturb every batch"
     def __init__(self,
-        clusterer:Clusterer, # its model is frozen; with model None it is the learner's own; with tfms None those of the learner
+        clusterer:Clusterer, # its model is frozen; model None is the learner's own, tfms None are the learner's
         perturb=Scheme.perturb, # key of `perturbations` or `forms`, a `Form`, or a function of a `Batch`
         p:float=Scheme.p, # chance that a training image is perturbed ('drop' and 'keep')
         fill:float=Scheme.fill, # gray of hidden pixels
@@ -386,7 +388,8 @@ def maps_of(self:ReclusterCallback,
     if served:
         maps = super(ReclusterCallback, self).maps_of(images, served)
         if table_of(self.dls.train) is None and not maps.any():
-            raise ValueError(f'the maps that {type(self.dls.train).__name__} serves are empty, and the table to write clusters to is not found in it: '
+            raise ValueError(f'the maps that {type(self.dls.train).__name__} serves are empty, '
+                         'and the table to write clusters to is not found in it: '
                              'nothing would be hidden. Give the learner loaders of images and labels')
         return maps
     if self.own: self.clusterer.model = get_model(self.learn.model)
@@ -450,7 +453,8 @@ def get_state(self:ReclusterCallback)->dict: # tensors, or None
     "Centroids, and what is not computed again after every epoch"
     c,data = self.clusterer,table_of(self.dls.train)
     clusters = data.column('clusters') if data is not None and self.every>1 else None
-    saliency = None if self.own or processes_of(self.learn).n>1 else self.saliency # a share is of no use to another process
+    # a share of the maps is of no use to another process
+    saliency = None if self.own or processes_of(self.learn).n>1 else self.saliency
     return dict(centroids=c.centroids, map=getattr(c, 'map', None), saliency=saliency, clusters=clusters)
 
 @patch

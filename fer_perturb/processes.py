@@ -31,7 +31,8 @@ def share(self:Processes,
     n:int, # rows, at least one for each process
 )->slice: # those of this process
     "Almost equal parts, in the order of the processes"
-    if n<self.n: raise ValueError(f'{n} images cannot be shared among {self.n} processes: start fewer, or give more images')
+    if n<self.n:
+        raise ValueError(f'{n} images cannot be shared among {self.n} processes: start fewer, or give more images')
     return slice(self.number*n//self.n, (self.number+1)*n//self.n)
 
 # %% ../nbs/29_processes.ipynb #29000010
@@ -47,8 +48,10 @@ def exchange(self:Processes,
     "Meet the others, or say that one is gone"
     try: return f(*args)
     except RuntimeError as e: # PyTorch's errors of all its backends
-        raise ProcessLost(f'{self} gets no answer from another one, which has died or hangs ({str(e).splitlines()[0][:120]}): this training ends here. '
-                          'Look at what the others said, and start all of them again; with a checkpoint they go on after its last epoch') from e
+        why = str(e).splitlines()[0][:120]
+        raise ProcessLost(f'{self} gets no answer from another one, which has died or hangs ({why}): '
+                          'this training ends here. Look at what the others said, and start all of them again; '
+                          'with a checkpoint they go on after its last epoch') from e
 
 # %% ../nbs/29_processes.ipynb #29000014
 @patch
@@ -86,7 +89,8 @@ def agree(self:Processes,
     "Stop where processes have gone different ways"
     everywhere = self.gather(values[None])
     if not (everywhere==everywhere[:1]).all():
-        raise ValueError(f'the processes have different {what}: run the same program in each of them, with the same data and the same checkpoint')
+        raise ValueError(f'the processes have different {what}: run the same program in each of them, '
+                         'with the same data and the same checkpoint')
 
 # %% ../nbs/29_processes.ipynb #29000019
 def start_processes(
@@ -109,5 +113,6 @@ def processes_of(
     learn, # a `Learner`
 )->Processes: # those that train it together
     "The processes that share a learner's batches"
-    together = any(getattr(cb, 'shares_batches', False) or type(cb).__name__=='DistributedTrainer' for cb in getattr(learn, 'cbs', []))
+    together = any(getattr(cb, 'shares_batches', False) or type(cb).__name__=='DistributedTrainer'
+                   for cb in getattr(learn, 'cbs', []))
     return met_processes() if together else ALONE

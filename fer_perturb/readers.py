@@ -236,7 +236,7 @@ def progress(
     comment:str='', # stands beside the bar
     more_than:int=500, # items; fewer get no bar
 ): # the items
-    "Items with a progress bar, where they take a while and somebody watches: in a notebook or a terminal, never in a log"
+    "Items with a progress bar, where they take a while and somebody watches: in a notebook or terminal, never in a log"
     if len(items)<=more_than or not (IN_NOTEBOOK or sys.stdout.isatty()): return items
     bar = progress_bar(items, leave=False)
     bar.comment = comment

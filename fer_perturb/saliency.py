@@ -169,7 +169,8 @@ def saliency_maps(
                 results.append(_bytes(maps, size).to(images.device))
     finally: model.train(training)
     if not usable:
-        if not (images.dtype==torch.uint8 or images.isfinite().all()): raise ValueError('images hold NaN or infinite pixels: give numbers from 0 to 1')
+        if not (images.dtype==torch.uint8 or images.isfinite().all()):
+            raise ValueError('images hold NaN or infinite pixels: give numbers from 0 to 1')
         raise ValueError('the attention model gives no numbers (NaN): its training has diverged. '
                          'Train it again, with a lower learning rate')
     return torch.cat(results)
