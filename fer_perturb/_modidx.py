@@ -702,6 +702,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fer_perturb.interpret.show_scheme': ('interpret.html#show_scheme', 'fer_perturb/interpret.py')},
             'fer_perturb.judge': { 'fer_perturb.judge._elsewhere': ('judge.html#_elsewhere', 'fer_perturb/judge.py'),
                                    'fer_perturb.judge._marks': ('judge.html#_marks', 'fer_perturb/judge.py'),
+                                   'fer_perturb.judge._percent': ('judge.html#_percent', 'fer_perturb/judge.py'),
                                    'fer_perturb.judge._probabilities_with': ('judge.html#_probabilities_with', 'fer_perturb/judge.py'),
                                    'fer_perturb.judge.class_probabilities': ('judge.html#class_probabilities', 'fer_perturb/judge.py'),
                                    'fer_perturb.judge.deletion_insertion': ('judge.html#deletion_insertion', 'fer_perturb/judge.py'),
