@@ -55,7 +55,9 @@ class Answer:
     probabilities: Tensor # (n,classes)
     vocab: tuple # class names, in the order of the columns
     def __len__(self): return len(self.faces)
-    def __repr__(self): return '\n'.join([str(self.faces), *(f'  {i}: {line}' for i,line in enumerate(self.lines(), 1))])
+    def __repr__(self):
+        numbered = (f'  {i}: {line}' for i,line in enumerate(self.lines(), 1))
+        return '\n'.join([str(self.faces), *numbered])
     def show(self): return show_answers(self.photo, self.faces, self.probabilities, self.vocab)
 
 # %% ../nbs/56_answers.ipynb #54000015
@@ -143,7 +145,9 @@ def answer_files(
             continue
         answers.append(dict(photo=str(photo)) | answer.as_dict() if as_json else f'{photo}: {answer}')
         status = max(status, int(not len(answer)))
-        if out is not None: write_figure(answer.show(), Path(out)/f'{number:0{len(str(len(photos)))}}_{Path(photo).stem}.png')
+        if out is None: continue
+        name = f'{number:0{len(str(len(photos)))}}_{Path(photo).stem}.png'
+        write_figure(answer.show(), Path(out)/name)
     if as_json: return json.dumps(answers, indent=1, ensure_ascii=False),status
     return '\n'.join(a for a in answers if isinstance(a, str)),status
 
@@ -154,7 +158,8 @@ def explain_file(
     out:Path, # picture to be written
 )->tuple: # text, exit status
     "Draw the reason for the answer to a photo"
-    if Path(photo).resolve()==Path(out).resolve(): raise ValueError(f'{out} is the photo itself: give another name for the picture')
+    if Path(photo).resolve()==Path(out).resolve():
+        raise ValueError(f'{out} is the photo itself: give another name for the picture')
     answer = answer_photo(learn, photo)
     if not len(answer): return f'{photo}: {answer}',1
     write_figure(explain_answer(learn, answer), out)

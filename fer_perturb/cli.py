@@ -35,7 +35,8 @@ def new_file(
 )->Path: # the same; its folder exists
     "A path that can be written to"
     path = Path(path).expanduser()
-    if path.suffix.lower() not in suffixes: raise ValueError(f'{path} does not end in {" or ".join(suffixes)}: give another name')
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f'{path} does not end in {" or ".join(suffixes)}: give another name')
     if path.is_dir() or path.exists() and not again: raise ValueError(f'{path} exists: give another name, or remove it')
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -200,8 +201,8 @@ def run(
     from fer_perturb.experiments import run_grid
     from fer_perturb.weights import find_device
     find_device(device) # a mistake is said before any work
-    return run_grid(grid, data=data, reference=reference, landmarks=landmarks, hours=hours, jobs=jobs, device=device, ray=ray, final=final,
-                    results=results)
+    return run_grid(grid, data=data, reference=reference, landmarks=landmarks, hours=hours, jobs=jobs, device=device,
+                    ray=ray, final=final, results=results)
 
 # %% ../nbs/61_cli.ipynb #9574342e
 def runs(
@@ -233,17 +234,19 @@ def figure(
     save_figure(number, results, out)
 
 # %% ../nbs/61_cli.ipynb #ebdf9559
-COMMANDS = {f.__name__: f for f in (predict, explain, train, evaluate, export, explore, demo, data, mask, run, runs, table, figure)}
+_commands = predict,explain,train,evaluate,export,explore,demo,data,mask,run,runs,table,figure
+COMMANDS = {f.__name__: f for f in _commands}
 
 def main_parser()->argparse.ArgumentParser: # its `command` is a key of `COMMANDS`
     "The parser of all sub-commands"
-    parser = argparse.ArgumentParser(prog='fer-perturb', description='The Perturb Scheme for facial emotion recognition.')
+    what = 'The Perturb Scheme for facial emotion recognition.'
+    parser = argparse.ArgumentParser(prog='fer-perturb', description=what)
     parser.add_argument('--version', action='version', version=f'fer-perturb {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', title='commands')
     for name,command in COMMANDS.items():
         made = command_parser(command)
-        commands.add_parser(name, help=made.description, description=made.description, formatter_class=made.formatter_class,
-                            parents=[made], conflict_handler='resolve', allow_abbrev=False)
+        commands.add_parser(name, help=made.description, description=made.description, parents=[made],
+                            formatter_class=made.formatter_class, conflict_handler='resolve', allow_abbrev=False)
     return parser
 
 # %% ../nbs/61_cli.ipynb #6100a028
@@ -281,7 +284,8 @@ def main(
     words = sys.argv[1:] if args is None else list(args)
     try:
         with manners(words): result = call_command(words)
-        text,status = result if isinstance(result, tuple) else (result, 0) if isinstance(result, str) else ('', int(result or 0))
+        if isinstance(result, str): result = result,0
+        text,status = result if isinstance(result, tuple) else ('', int(result or 0))
         if text: print(text)
         sys.stdout.flush()
         return status
@@ -292,6 +296,7 @@ def main(
         sys.stdout = open(os.devnull, 'w') # Python flushes it once more when it ends
         return 141
     except (ValueError, OSError, ImportError) as e:
-        text = ''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in str(e)) # a path may hold anything
+        # a path may hold anything
+        text = ''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in str(e))
         print(f'fer-perturb: {text}', file=sys.stderr)
         return 2

@@ -39,19 +39,22 @@ def attention_report(
     clusterer = learn.recluster.clusterer
     saliency = clusterer.saliency_of(data.images[:,None])
     prior = centre_prior(data.images.shape[-1]).expand(len(data), -1, -1)
-    rows = {name: {f'top {keep:.0%}': round(landmark_share(salient_pixels(m, keep), data.regions), 2) for keep in (.3, .15)}
+    def share(pixels): return round(landmark_share(pixels, data.regions), 2)
+    rows = {name: {f'top {keep:.0%}': share(salient_pixels(m, keep)) for keep in (.3, .15)}
             for name,m in dict(saliency=saliency, centre_prior=prior).items()}
     clusters = clusterer(data.images[:,None], saliency)
-    rows['clustered pixels'] = {f'top {clusterer.keep:.0%}': round(landmark_share(clusters>0, data.regions), 2)}
+    rows['clustered pixels'] = {f'top {clusterer.keep:.0%}': share(clusters>0)}
     return pd.DataFrame(rows).T.astype(object).fillna('')
 
+# %% ../nbs/55_demo.ipynb #6c8dd654
 def centroid_pixels(
     learn:Learner, # a `perturb_learner` that has been trained
     size:int=48, # height and width of the images in pixels
     spatial_weight:float=SPATIAL_WEIGHT, # λ of Eq. 1
 )->list: # (column, row) of each shared centroid in pixels, from left to right
     "Where the centroids that all images share lie on the frame"
-    return [tuple(round(v, 1) for v in c) for c in (learn.recluster.clusterer.centroids[:,:2]/spatial_weight*(size-1)).tolist()]
+    places = learn.recluster.clusterer.centroids[:,:2]/spatial_weight*(size-1)
+    return [tuple(round(v, 1) for v in c) for c in places.tolist()]
 
 # %% ../nbs/55_demo.ipynb #741e13a7
 def epoch_line(
@@ -89,12 +92,13 @@ def covered_sets(
     seed:int=42, # of everything random
 )->dict: # {'clean': data, 'surgical mask': FERData, 'sunglasses': FERData}, the same rows in each
     "The same faces as they are, under a surgical mask, and under sunglasses"
-    points,pieces = data.column('landmarks'),torch.arange(len(data)).split(1000) # so few that nothing draws a progress bar
+    points,pieces = data.column('landmarks'),torch.arange(len(data)).split(1000) # so few that no bar is drawn
     if points is None: points = torch.cat([find_landmarks(data[rows]).points for rows in pieces])
     images,points = data.images.cpu(),points.cpu()
-    def cover(what): return torch.cat([occlude_images(images[rows], points[rows], what, seed).images for rows in pieces])
-    return {'clean': data} | {name: data.with_columns(images=cover(what).to(data.images.device))
-                              for name,what in {'surgical mask': 'surgical', 'sunglasses': 'sunglasses'}.items()}
+    def cover(what):
+        covered = torch.cat([occlude_images(images[rows], points[rows], what, seed).images for rows in pieces])
+        return data.with_columns(images=covered.to(data.images.device))
+    return {'clean': data, 'surgical mask': cover('surgical'), 'sunglasses': cover('sunglasses')}
 
 # %% ../nbs/55_demo.ipynb #73a2e219
 def covered_report(
@@ -114,9 +118,11 @@ def covered_report(
 def _against(name, row):
     "One row of the table in words"
     where,change = 'on clean faces' if name=='clean' else f'under {name}',row['P − baseline']
-    if row['from']<=0<=row['to']: return f'{where} P and its baseline are level ({change:+.1f} points, within the noise)'
+    if row['from']<=0<=row['to']:
+        return f'{where} P and its baseline are level ({change:+.1f} points, within the noise)'
     return f'{where} P is {abs(change):.1f} points {"above" if change>0 else "below"} its baseline'
 
+# %% ../nbs/55_demo.ipynb #8e23c4b1
 def covered_lesson(
     report:pd.DataFrame, # from `covered_report`, of 'baseline' and 'P'
     epochs:int, # that P has trained for; its baseline trained twice as long
@@ -126,9 +132,11 @@ def covered_lesson(
     lost,covers = report.loc['clean'] - report,report.drop('clean')
     text = 'What to make of it: ' + '; '.join(_against(name, row) for name,row in report.iterrows()) + '.'
     if report.to['clean']<0:
-        text += (f'\nWhy lower on clean faces: its baseline trained twice as long ({2*epochs} epochs to {epochs}; the attention classifier '
-                 f'had the rest), and {p:.0%} of the images that P saw had a region hidden, at times the one that tells the emotion.')
-    costs = '; '.join(f'{name} {lost.baseline[name]:.1f} from the baseline, {lost.P[name]:.1f} from P' for name in covers.index)
+        text += (f'\nWhy lower on clean faces: its baseline trained twice as long ({2*epochs} epochs to {epochs}; '
+                 f'the attention classifier had the rest), and {p:.0%} of the images that P saw had a region hidden, '
+                 'at times the one that tells the emotion.')
+    costs = '; '.join(f'{name} {lost.baseline[name]:.1f} from the baseline, {lost.P[name]:.1f} from P'
+                      for name in covers.index)
     paid = ' and '.join(covers.index[covers['from']>0]) or 'neither cover'
     return f"{text}\nPoints that a cover takes: {costs}. Hiding regions in training has paid under {paid}."
 
@@ -162,7 +170,8 @@ def _part_tables(usage, part, learners, single):
     print(f'change: {change:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})')
     print(result[f'{usage} change'].to_string(float_format='{:+.1f}'.format))
     if single.all(): return result
-    result[f'{usage} twin-free'] = summary_table({name: p[single] for name,p in probabilities.items()}, part.labels.cpu()[single])
+    alone = {name: p[single] for name,p in probabilities.items()}
+    result[f'{usage} twin-free'] = summary_table(alone, part.labels.cpu()[single])
     print(f'{usage} without the {(~single).sum():,} images that also occur in another part')
     print(result[f'{usage} twin-free'].to_string())
     return result
@@ -175,7 +184,8 @@ def _save_figures(out, faces, learners, public, sets):
     write_figure(show_faces(train.images[:28], overlay=train.column('clusters', slice(0, 28))), out/'clusters.png')
     write_figure(show_scheme(predictor, public.images[:5]), out/'scheme.png')
     write_figure(faces.show_distribution().figure, out/'classes.png')
-    write_figure(show_faces(torch.cat([data.images[:7] for data in sets.values()]), columns=min(7, len(private))), out/'covered.png')
+    covered = torch.cat([data.images[:7] for data in sets.values()])
+    write_figure(show_faces(covered, columns=min(7, len(private))), out/'covered.png')
     predicted = {name: predict_faces(learn, private) for name,learn in learners.items()}
     write_figure(plot_confusion(predicted, private.labels, faces.vocab), out/'confusion.png')
 
@@ -217,14 +227,16 @@ def demo(
     for usage,part in dict(PublicTest=public, PrivateTest=private).items():
         result |= _part_tables(usage, part, learners, alone[faces.usage.cpu()==USAGES.index(usage)])
     result['covered'] = covered_report(learners, sets)
-    print('\nPrivateTest, clean and with a part of each face covered: accuracy in %, difference in points, its 95 % interval')
+    print('\nPrivateTest, clean and with a part of each face covered:\n'
+          'accuracy in %, difference in points, its 95 % interval')
     print(result['covered'].to_string(), covered_lesson(result['covered'], epochs, predictor.recluster.p), sep='\n')
 
     _save_figures(out, faces, learners, public, sets)
     predictor.path = out
     predictor.export('predictor.pkl')
-    print(f"\nFigures in {out}: clusters.png (the paper's Figure 4), scheme.png (one face a row: attention, clusters, each cluster hidden), "
-          f"classes.png (Figure 3), covered.png (what the last table is about), confusion.png\nThe predictor: load_learner('{out}/predictor.pkl')")
-    print('Toy faces prove that the machinery works. They prove nothing about the paper: for that, give FER2013.' if toys else
-          'One short run with one seed: an example of the method, not a result about it.')
+    print(f"\nFigures in {out}: clusters.png (the paper's Figure 4), classes.png (Figure 3), confusion.png,\n"
+          'scheme.png (one face a row: attention, clusters, each cluster hidden), covered.png (what the last table is about)\n'
+          f"The predictor: load_learner('{out}/predictor.pkl')")
+    print('One short run with one seed: an example of the method, not a result about it.' if not toys else
+          'Toy faces prove that the machinery works. They prove nothing about the paper: for that, give FER2013.')
     return result

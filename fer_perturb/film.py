@@ -21,6 +21,9 @@ from .perturb import ReclusterCallback, Scheme
 
 # %% ../nbs/59_film.ipynb #3d2e2276
 Frame = namedtuple('Frame', 'epoch clusters centroids')
+_empty = 'the film is empty: give it to a training, as in learn.fit_quick(cbs=film)'
+
+def _caption(frame): return 'before training' if frame.epoch==0 else f'epoch {frame.epoch}'
 
 class ClusterFilm(Callback):
     "Keep the clusters of a few faces, and the shared centroids, of every epoch"
@@ -29,13 +32,16 @@ class ClusterFilm(Callback):
         images:Tensor, # (n,h,w) uint8, the faces to watch
     ): self.images,self.frames = images,[]
 
+# %% ../nbs/59_film.ipynb #42e1d844
 @patch
 def before_fit(self:ClusterFilm):
     self.rolls = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')) # neither is a training
     if not self.rolls: return
-    if not hasattr(self.learn, 'recluster'): raise ValueError('this learner does not cluster: film the training of a perturb_learner')
+    if not hasattr(self.learn, 'recluster'):
+        raise ValueError('this learner does not cluster: film the training of a perturb_learner')
     self.frames = []
 
+# %% ../nbs/59_film.ipynb #4cebc51b
 @patch
 def before_train(self:ClusterFilm):
     if not self.rolls: return
@@ -49,13 +55,13 @@ def film_sheet(
     most:int=7, # columns at most; epochs at equal distances are shown
 )->plt.Figure: # a row for each face, a column for each epoch
     "The clusters of each face over the epochs"
-    if not film.frames: raise ValueError('the film is empty: give it to a training, as in learn.fit_quick(cbs=film)')
+    if not film.frames: raise ValueError(_empty)
     shown = torch.linspace(0, len(film.frames)-1, min(most, len(film.frames))).round().long().tolist()
     frames = [film.frames[i] for i in shown]
     images = film.images[:,None].expand(-1, len(frames), -1, -1).flatten(0, 1)
     clusters = torch.stack([f.clusters for f in frames], 1).flatten(0, 1)
     figure = show_faces(images, overlay=clusters, columns=len(frames))
-    for ax,f in zip(figure.axes, frames): ax.set_title('before training' if f.epoch==0 else f'epoch {f.epoch}', fontsize=8, pad=2)
+    for ax,f in zip(figure.axes, frames): ax.set_title(_caption(f), fontsize=8, pad=2)
     return figure
 
 # %% ../nbs/59_film.ipynb #7f9408f0
@@ -63,7 +69,7 @@ def centroid_paths(
     film:ClusterFilm, # of a training
 )->plt.Figure: # x and y of each centroid, as fractions of the frame, over the mean of the faces
     "How the shared centroids move over the epochs"
-    if not film.frames: raise ValueError('the film is empty: give it to a training, as in learn.fit_quick(cbs=film)')
+    if not film.frames: raise ValueError(_empty)
     paths = torch.stack([f.centroids for f in film.frames], 1)/SPATIAL_WEIGHT # (k,epochs,3)
     figure,ax = plt.subplots(figsize=(2.4,2.4), dpi=72)
     ax.imshow(film.images.float().mean(0), cmap='gray', extent=(0,1,1,0), alpha=.5)
@@ -81,7 +87,7 @@ def animate(
     fps:int=2, # epochs a second
 )->FuncAnimation: # to save with Matplotlib's own writers, or to show as HTML
     "The film itself"
-    if not film.frames: raise ValueError('the film is empty: give it to a training, as in learn.fit_quick(cbs=film)')
+    if not film.frames: raise ValueError(_empty)
     figure = film_sheet(film, 1)
     def draw(i):
         f = film.frames[i]
@@ -89,7 +95,7 @@ def animate(
             tint = overlay_colors[((clusters.long()-1)%8 + 1)]
             gray = (image/255)[...,None].expand(-1, -1, 3)
             ax.images[0].set_data(torch.where(clusters[...,None]>0, .5*gray + .5*tint, gray).numpy())
-        figure.axes[0].set_title('before training' if f.epoch==0 else f'epoch {f.epoch}', fontsize=8, pad=2)
+        figure.axes[0].set_title(_caption(f), fontsize=8, pad=2)
         return [ax.images[0] for ax in figure.axes]
     return FuncAnimation(figure, draw, frames=len(film.frames), interval=1000/fps)
 

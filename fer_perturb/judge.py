@@ -33,7 +33,8 @@ def landmark_masks(
 )->dict: # {'eyes', 'brows', 'nose', 'mouth': (n,h,w) bool}
     "The regions of the landmarks as masks"
     if data.regions is None:
-        raise ValueError('these faces have no regions: give them some with add_landmarks, or with_columns(regions=landmark_regions(points))')
+        raise ValueError('these faces have no regions: give them some with add_landmarks, '
+                         'or with_columns(regions=landmark_regions(points))')
     wide = {name: (data.regions==i)[:,None].float() for i,name in enumerate(REGIONS) if i}
     return {name: F.max_pool2d(m, 2*margin+1, 1, margin)[:,0]>0 for name,m in wide.items()}
 
@@ -47,7 +48,8 @@ def region_worth(
     "How the answer changes when each region is hidden"
     hidden = [images.masked_fill(m, round(255*Scheme.fill)) for m in regions.values()]
     stack = torch.cat([images, *hidden])
-    p = predict_faces(learn, FERData(stack, torch.zeros(len(stack), dtype=torch.int64), vocab=vocab)).as_subclass(Tensor)
+    unknown = torch.zeros(len(stack), dtype=torch.int64)
+    p = predict_faces(learn, FERData(stack, unknown, vocab=vocab)).as_subclass(Tensor)
     p = p.view(1+len(regions), len(images), -1)
     return p[1:] - p[:1]
 
@@ -62,7 +64,7 @@ def worth_figure(
     worth = region_worth(learn, image[None], {name: m[None] for name,m in regions.items()}, vocab)[:,0]
     whole = predict_faces(learn, FERData(image[None], torch.zeros(1, dtype=torch.int64), vocab=vocab))[0]
     best,names = int(whole.argmax()),list(regions)
-    figure,(face,bars,heat) = plt.subplots(1, 3, figsize=(8,2), dpi=72, layout='constrained', gridspec_kw=dict(width_ratios=(1,1.3,2)))
+    figure,(face,bars,heat) = plt.subplots(1, 3, figsize=(8,2), dpi=72, layout='constrained', width_ratios=(1,1.3,2))
     face.imshow(image, cmap='gray', vmin=0, vmax=255)
     face.set(title=f'{vocab[best]}, {whole[best]:.0%}', xticks=[], yticks=[])
     change = 100*worth[:,best].numpy()
@@ -71,7 +73,8 @@ def worth_figure(
     bars.set(title=f'{vocab[best]}, when hidden', xlabel='points')
     limit = max(1e-6, float(worth.abs().max()))*100
     drawn = heat.imshow(100*worth, cmap='PuOr_r', vmin=-limit, vmax=limit, aspect='auto')
-    heat.set(title='every class', xticks=range(len(vocab)), xticklabels=vocab, yticks=range(len(names)), yticklabels=names)
+    heat.set(title='every class', xticks=range(len(vocab)), xticklabels=vocab)
+    heat.set(yticks=range(len(names)), yticklabels=names)
     heat.tick_params(axis='x', rotation=45)
     figure.colorbar(drawn, ax=heat, label='points')
     return figure
@@ -80,13 +83,14 @@ def worth_figure(
 def _elsewhere(masks, seed):
     "Each mask, moved around the frame at random"
     g = torch.Generator().manual_seed(seed)
-    h,w = masks.shape[1:]
-    shifts = torch.stack([torch.randint(h//4, 3*h//4, (len(masks),), generator=g), torch.randint(w//4, 3*w//4, (len(masks),), generator=g)], 1)
-    return torch.stack([m.roll(tuple(s), (0,1)) for m,s in zip(masks, shifts.tolist())])
+    y,x = (torch.randint(side//4, 3*side//4, (len(masks),), generator=g) for side in masks.shape[1:])
+    return torch.stack([m.roll(shift, (0,1)) for m,shift in zip(masks, zip(y.tolist(), x.tolist()))])
 
+# %% ../nbs/58_judge.ipynb #677620b0
 def _probabilities_with(learn, data, masks):
     "Probabilities for faces with masks hidden"
-    return predict_faces(learn, data.with_columns(images=data.images.masked_fill(masks.to(data.images.device), round(255*Scheme.fill))))
+    images = data.images.masked_fill(masks.to(data.images.device), round(255*Scheme.fill))
+    return predict_faces(learn, data.with_columns(images=images))
 
 # %% ../nbs/58_judge.ipynb #f04049c1
 def worth_table(
@@ -101,9 +105,14 @@ def worth_table(
         hidden,moved = (_probabilities_with(learn, data, m) for m in (masks, _elsewhere(masks, seed)))
         change,low,high = accuracy_change(whole, hidden, data.labels)
         true = (hidden-whole).as_subclass(Tensor).gather(1, data.labels.cpu()[:,None]).mean()
-        rows[name] = {'share of the frame %': round(100*masks.float().mean().item(), 1), 'accuracy when hidden, points': round(change, 1),
-            '95 % interval': f'{low:+.1f} to {high:+.1f}', 'same shape elsewhere': round(accuracy_change(whole, moved, data.labels)[0], 1),
-            'true class, points': round(100*true.item(), 1), 'answers that change %': round(100*(hidden.argmax(1)!=whole.argmax(1)).float().mean().item(), 1)}
+        changed = (hidden.argmax(1)!=whole.argmax(1)).float().mean()
+        rows[name] = {
+            'share of the frame %': round(100*masks.float().mean().item(), 1),
+            'accuracy when hidden, points': round(change, 1),
+            '95 % interval': f'{low:+.1f} to {high:+.1f}',
+            'same shape elsewhere': round(accuracy_change(whole, moved, data.labels)[0], 1),
+            'true class, points': round(100*true.item(), 1),
+            'answers that change %': round(100*changed.item(), 1)}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/58_judge.ipynb #d37e023c
@@ -118,7 +127,8 @@ def class_probabilities(
     model = model.model if isinstance(model, Learner) else model
     device,training = next(model.parameters()).device,model.training
     model.eval()
-    try: return torch.cat([model(as_seen(b[:,None].to(device), tfms)).float().softmax(1).cpu() for b in images.split(batch_size)])
+    def answers(batch): return model(as_seen(batch[:,None].to(device), tfms)).float().softmax(1).cpu()
+    try: return torch.cat([answers(b) for b in images.split(batch_size)])
     finally: model.train(training)
 
 # %% ../nbs/58_judge.ipynb #c5975bb5
@@ -136,7 +146,8 @@ def deletion_insertion(
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view(maps.shape)
     gray,size = round(255*Scheme.fill),maps[0].numel()
     def curve(hide):
-        points = [class_probabilities(model, images.masked_fill(hide(rank, size*k//steps), gray)) for k in range(steps+1)]
+        shown = (images.masked_fill(hide(rank, size*k//steps), gray) for k in range(steps+1))
+        points = [class_probabilities(model, x) for x in shown]
         return torch.stack([p.gather(1, target[:,None])[:,0] for p in points], 1)
     return Curves(curve(lambda r,k: r<k), curve(lambda r,k: r>=k))
 
@@ -192,7 +203,8 @@ def rank_correlation(
 # %% ../nbs/58_judge.ipynb #f7556049
 def _marks(model, images, maps, regions, truth, target):
     "One row: how good a set of maps is"
-    areas = [torch.trapezoid(c, dx=1/(c.shape[1]-1)).mean().item() for c in deletion_insertion(model, images, maps, target=target)]
+    curves = deletion_insertion(model, images, maps, target=target)
+    areas = [torch.trapezoid(c, dx=1/(c.shape[1]-1)).mean().item() for c in curves]
     row = {'deletion ↓': round(areas[0], 3), 'insertion ↑': round(areas[1], 3)}
     if truth is not None: row['points at the truth ↑'] = round(pointing_game(maps, truth).hits, 2)
     if regions is not None: row['on landmarks, × chance'] = round(landmark_share(salient_pixels(maps, .15), regions), 2)
@@ -214,7 +226,8 @@ def judge(
         target,fresh = class_probabilities(learn, images).argmax(1),random_weights(learn.model, seed)
         for kind in kinds:
             maps = input_saliency(learn, images, kind, target)
-            rows[name,kind] = _marks(learn, images, maps, regions, truth, target) | {
-                'like random weights ↓': round(rank_correlation(maps, input_saliency(fresh, images, kind, target)).mean().item(), 2)}
+            alike = rank_correlation(maps, input_saliency(fresh, images, kind, target)).mean().item()
+            rows[name,kind] = _marks(learn, images, maps, regions, truth, target)
+            rows[name,kind]['like random weights ↓'] = round(alike, 2)
         rows |= {(name,kind): _marks(learn, images, maps, regions, truth, target) for kind,maps in blind.items()}
     return pd.DataFrame(rows).T

@@ -87,7 +87,8 @@ def align_faces(
     size:int=48, # height and width of the crops in pixels
 )->Tensor: # (n,size,size) uint8
     "Each face upright, and in FER2013's frame"
-    crops = [cut_out(gray, turn, start, size) for turn,start in zip(*(z.tolist() for z in face_frames(landmarks, size)))]
+    turns,starts = (z.tolist() for z in face_frames(landmarks, size))
+    crops = [cut_out(gray, turn, start, size) for turn,start in zip(turns, starts)]
     return torch.from_numpy(np.stack(crops)) if crops else torch.zeros(0, size, size, dtype=torch.uint8)
 
 # %% ../nbs/23_photos.ipynb #23000018
@@ -130,10 +131,11 @@ def _landmarks_at(gray, predictor, sighting):
     "Landmarks (68,2) of one face"
     import dlib
     angle,size = math.radians(sighting.turn),256
+    box = dlib.rectangle(size//4, size//4, 3*size//4-1, 3*size//4-1)
     for _ in range(2):
         turn = complex(np.exp(1j*angle))*2*sighting.side/size # the box is the middle half of the cut
         start = sighting.centre - turn*complex(size-1, size-1)/2
-        parts = predictor(cut_out(gray, turn, start, size), dlib.rectangle(size//4, size//4, 3*size//4-1, 3*size//4-1)).parts()
+        parts = predictor(cut_out(gray, turn, start, size), box).parts()
         z = turn*np.array([complex(p.x, p.y) for p in parts]) + start
         points = torch.from_numpy(np.stack([z.real, z.imag], -1))
         angle = face_frames(points[None])[0].angle().item()
@@ -179,7 +181,7 @@ usual_conversions = 'images are converted: (colour mode|turned upright)' # of an
 def find_faces(
     photo, # path, open binary file or bytes of an image; PIL image, or an array (h,w) or (h,w,3)
     size:int=48, # height and width of the crops in pixels
-    smallest:int=None, # width in pixels of the smallest face looked for; a sixteenth of the photo, and at least 24, if None
+    smallest:int=None, # width of the smallest face looked for; a sixteenth of the photo, at least 24 pixels, if None
 )->Faces: # boxes, landmarks and crops; a square of at most `FACE_SIDE` pixels is taken for a face
     "The faces of a photo, of any size and turned by any angle"
     with warnings.catch_warnings():
@@ -194,10 +196,12 @@ def find_faces(
     if smallest is None: smallest = max(24, longest/16)
     if smallest<1: raise ValueError(f'smallest is {smallest}: give the width of a face in pixels, at least 1')
     detector,predictor = models
-    found = sightings(gray, detector, 80/smallest) + sightings(gray, detector, 192/longest, 48) # the second for close-ups
+    found = sightings(gray, detector, 80/smallest)
+    found += sightings(gray, detector, 192/longest, 48) # close-ups
     faces = distinct_faces(found)
-    corners = [(s.centre.real-s.side/2, s.centre.imag-s.side/2, s.centre.real+s.side/2, s.centre.imag+s.side/2) for s in faces]
-    return _picked(gray, [_landmarks_at(gray, predictor, s) for s in faces], corners, size)
+    def corners(x, y, half): return x-half, y-half, x+half, y+half
+    boxes = [corners(s.centre.real, s.centre.imag, s.side/2) for s in faces]
+    return _picked(gray, [_landmarks_at(gray, predictor, s) for s in faces], boxes, size)
 
 # %% ../nbs/23_photos.ipynb #23000036
 def _draw_boxes(ax, photo, faces, titles):
@@ -208,7 +212,8 @@ def _draw_boxes(ax, photo, faces, titles):
         corners = _turned(torch.stack([box[[0,2,2,0,0]], box[[1,1,3,3,1]]], -1) - middle, turn) + middle
         ax.plot(*corners.T, color=colour, lw=2)
         ax.annotate(title, (corners[:,0].mean(), corners[:,1].min()), xytext=(0,3), textcoords='offset points',
-                    ha='center', va='bottom', fontsize=8, color='white', bbox=dict(boxstyle='round,pad=.2', fc=colour, ec='none'))
+                    ha='center', va='bottom', fontsize=8, color='white',
+                    bbox=dict(boxstyle='round,pad=.2', fc=colour, ec='none'))
     ax.set(xticks=[], yticks=[], title=str(faces))
 
 # %% ../nbs/23_photos.ipynb #23000037
@@ -242,6 +247,7 @@ def show_answers(
         warnings.filterwarnings('ignore', usual_conversions)
         _draw_boxes(left.subplots(), photo, faces, titles)
     for axes in right:
-        for i,ax in enumerate(np.atleast_1d(axes.subplots(rows, 1))): _draw_bars(ax, faces.crops[i], probabilities[i], vocab, f'C{i%10}')
+        for i,ax in enumerate(np.atleast_1d(axes.subplots(rows, 1))):
+            _draw_bars(ax, faces.crops[i], probabilities[i], vocab, f'C{i%10}')
         axes.supxlabel('probability', fontsize=8)
     return figure

@@ -55,11 +55,14 @@ def _phase(name, make, faces, epochs, seed, device, kept):
     "Train one learner from where it is"
     set_seed(seed, reproducible=True)
     batch = min(64, len(faces.part('Training')))
-    dls = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=quick_augment()).dataloaders(faces, bs=batch, device=device)
+    block = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=quick_augment())
+    dls = block.dataloaders(faces, bs=batch, device=device)
     learn,state = make(dls),read_checkpoint(kept)
-    if state: print(f'\n{name}: epoch {state["epoch"]} of {state["n_epoch"]} is done, it goes on from there', flush=True)
+    done = f'epoch {state["epoch"]} of {state["n_epoch"]} is done' if state else ''
+    if state: print(f'\n{name}: {done}, it goes on from there', flush=True)
     if not state or state['epoch']<epochs: return train_aloud(name, learn, epochs, cbs=[Checkpoint(kept)])
-    with learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, cbs=[Checkpoint(kept)]) # takes back what was learned
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_quick(epochs, cbs=[Checkpoint(kept)]) # takes back what was learned
     return learn
 
 # %% ../nbs/57_training.ipynb #55000014
@@ -76,7 +79,8 @@ def train_model(
     check_training(form, arch, epochs)
     folder = Path(folder)
     claim = Claim(folder/'claim')
-    if not claim.take(): raise ValueError(f'another process is at work in {folder}: wait for it, or give another folder')
+    if not claim.take():
+        raise ValueError(f'another process is at work in {folder}: wait for it, or give another folder')
     try:
         faces_are = dict(faces=Material(faces).fingerprint, size=faces.images.shape[-1])
         _same_settings(folder, dict(form=form, arch=arch, epochs=epochs, seed=seed) | faces_are)
@@ -94,7 +98,9 @@ def in_classes_of(
     "The same faces, with the classes of a learner"
     ours,theirs = [str(v) for v in learn.dls.vocab],[str(v) for v in faces.vocab]
     unknown = [v for v in theirs if v not in ours]
-    if unknown: raise ValueError(f'the model does not know {", ".join(unknown)}; it knows {", ".join(ours)}: give a set with these classes')
+    if unknown:
+        raise ValueError(f'the model does not know {", ".join(unknown)}; it knows {", ".join(ours)}: '
+                         'give a set with these classes')
     numbers = torch.tensor([ours.index(v) for v in theirs], device=faces.labels.device)
     return faces.with_columns(labels=numbers[faces.labels], vocab=tuple(ours))
 
@@ -105,14 +111,16 @@ def evaluate_model(
     learn:Learner, # trained
     faces:FERData, # its classes are among the learner's
     part:str='PublicTest', # one of `USAGES`, or 'all'
-)->Evaluation: # table of accuracy and F1; table of accuracy in % by class; scores of `evaluate.scores`; confusion matrix
+)->Evaluation: # tables of accuracy and F1, and of accuracy in % by class; `evaluate.scores`; confusion matrix
     "How good a network is on a set of faces"
-    if part not in (*USAGES, 'all'): raise ValueError(f'no part is called {part!r}: choose one of {", ".join(USAGES)}, all')
+    if part not in (*USAGES, 'all'):
+        raise ValueError(f'no part is called {part!r}: choose one of {", ".join(USAGES)}, all')
     data = in_classes_of(learn, faces if part=='all' else faces.part(part))
     if not len(data): raise ValueError(f'the set has no {part} images: choose another part')
     name = f'{part}, {len(data):,} images'
     found = predict_faces(learn, data)
-    by_class = pd.DataFrame({name: 100*class_accuracy(found, data.labels, vocab=data.vocab).double().numpy()}, index=list(data.vocab)).T.round(1)
+    share = 100*class_accuracy(found, data.labels, vocab=data.vocab).double().numpy()
+    by_class = pd.DataFrame({name: share}, index=list(data.vocab)).T.round(1)
     return Evaluation(summary_table({name: found}, data.labels), by_class, scores(found, data.labels, data.vocab),
                       plot_confusion({name: found}, data.labels, data.vocab))
 
@@ -125,4 +133,5 @@ def written(self:Evaluation,
     "Write the confusion matrix, and say the rest"
     write_figure(self.figure, out)
     if as_json: return json.dumps(self.scores | dict(confusion=str(out)), indent=1)
-    return f'{self.table.to_string()}\n\naccuracy of each class in %\n{self.classes.to_string()}\n\n{out}: confusion matrix'
+    text = f'{self.table.to_string()}\n\naccuracy of each class in %\n{self.classes.to_string()}'
+    return f'{text}\n\n{out}: confusion matrix'

@@ -119,7 +119,8 @@ def blank_loaders(
     tfms = [] if plain else [Normalize.from_stats(list(mean), list(std), cuda=False)]
     if n_in==1 and size[0]==size[1]:
         block = face_block(vocab, size=size[0], batch_tfms=tfms)
-        source = FERData(torch.zeros(2, *size, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), [0, 1], vocab=vocab)
+        black,labels = torch.zeros(2, *size, dtype=torch.uint8),torch.zeros(2, dtype=torch.int64)
+        source = FERData(black, labels, [0, 1], vocab=vocab)
     else:
         block = DataBlock(blocks=(ImageBlock, CategoryBlock(vocab=list(vocab), sort=False)), get_y=lambda o: vocab[0],
                           splitter=lambda items: ([0], [1]), item_tfms=Resize(tuple(size)), batch_tfms=tfms)
@@ -157,7 +158,8 @@ def find_device(
     if name is None: return None
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e: # unknown, or not on this machine
-        here = ['cpu'] + [f'cuda:{i}' for i in range(torch.cuda.device_count())] + ['mps']*torch.backends.mps.is_available()
+        here = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available(): here.append('mps')
         raise ValueError(f'there is no device {name!r}: choose one of {", ".join(here)}') from e
     return torch.device(name)
 
