@@ -120,15 +120,12 @@ def check_headings(page, notebook):
     for (before,_),(level,text) in zip(levels, levels[1:]):
         if level>before+1: yield f'{page}: {"#"*level} {text} comes after a heading of level {before}: leave no level out'
 
-def exports(notebook): return any(re.search(r'^#\|\s*default_exp\b', ''.join(c['source']), re.M) for c in notebook['cells'])
-
 def check_pictures(page, notebook):
-    "Pictures have a text for those who cannot see them: all in markdown; those that cells draw on pages that export nothing"
+    "Pictures have a text for those who cannot see them"
     for text in markdown_of(notebook):
         lines = '\n'.join(plain_lines(text))
         if re.search(r'!\[\s*\]\(', lines) or any('alt=' not in tag for tag in re.findall(r'<img\b[^>]*>', lines)):
             yield f'{page}: a picture has no alternative text: say what it shows, as in ![a face](face.png)'
-    if exports(notebook): return
     for cell in notebook['cells']:
         draws = any('image/png' in o.get('data', {}) for o in cell.get('outputs', []))
         if draws and not directives(''.join(cell['source'])).get('fig-alt', '').strip('"'):

@@ -1,7 +1,7 @@
 """Which saliency maps can be believed: baseline and P-model of several seeds, judged by `fer_perturb.judge`
 
-`python -m benchmarks.judged FOLDER --data fer2013.zip --landmarks fer2013_landmarks.npz` trains in the folder what is not there yet (half of Training, ten
-epochs; about an hour of one core for three seeds) and prints means and ranges over the seeds. Without `--data` it does so for toy faces, where the true region
+`python -m benchmarks.judged FOLDER --data fer2013.zip --landmarks fer2013_landmarks.npz` trains in the folder what is not there yet (a quarter of Training,
+twelve epochs; half an hour of one core for three seeds) and prints means and ranges over the seeds. Without `--data` it does so for toy faces, where the true region
 is known, in a few minutes."""
 import argparse
 from functools import cache
@@ -10,13 +10,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from fer_perturb.experiments import Place, Run, attention_network, find_material, run_learner, train_runs
+from fer_perturb.experiments import attention_network, train_runs
 from fer_perturb.judge import expression_pixels, judge
 from fer_perturb.landmarks import landmark_regions
+from fer_perturb.material import find_material, run_learner
+from fer_perturb.records import Place
+from fer_perturb.runs import Run
 
 from .common import markdown
 
-fer2013 = dict(part=.5, epochs=10, phase1_epochs=4, optimizer='muon', bs=128)
+fer2013 = dict(part=.25, epochs=12, phase1_epochs=4, optimizer='muon', bs=128)
 toys = dict(faces='toy 2800', epochs=12, phase1_epochs=6, optimizer='muon', bs=64, augment='mirror')
 
 def trained(run, material, place):

@@ -206,7 +206,7 @@ def before_fit(self:Checkpoint):
 def _put_back(self:Checkpoint, state):
     "A state of another training is an error, not a traceback"
     ours = training_state(self.learn)['made_with'] if 'made_with' in state else {}
-    theirs = state['made_with']
+    theirs = state.get('made_with', {})
     differ = [f'{name} {theirs.get(name)}, not {value}' for name,value in ours.items() if theirs.get(name)!=value]
     advice = 'give what it was made with, another path, or resume=False'
     if differ: raise ValueError(f'{self.path} is of another training ({"; ".join(differ)}): {advice}')

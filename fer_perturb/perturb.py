@@ -389,7 +389,7 @@ def maps_of(self:ReclusterCallback,
         maps = super(ReclusterCallback, self).maps_of(images, served)
         if table_of(self.dls.train) is None and not maps.any():
             raise ValueError(f'the maps that {type(self.dls.train).__name__} serves are empty, '
-                         'and the table to write clusters to is not found in it: '
+                             'and the table to write clusters to is not found in it: '
                              'nothing would be hidden. Give the learner loaders of images and labels')
         return maps
     if self.own: self.clusterer.model = get_model(self.learn.model)
