@@ -182,7 +182,9 @@ def test_headings_and_alternative_texts(script, tmp_path, text, said):
 
 def test_pictures_of_cells_have_a_text(script, tmp_path):
     picture = dict(outputs=[dict(output_type='display_data', data={'image/png': 'x'}, metadata={})])
-    write(tmp_path/'nbs'/'page.ipynb', cell('markdown', '# T'), cell('code', 'plot()', **picture), cell('code', '#| fig-alt: "two bars"\nplot(2)', **picture), cell('code', '#| fig-alt: ""\nplot(3)', **picture))
+    # on a page that exports, too
+    write(tmp_path/'nbs'/'page.ipynb', cell('markdown', '# T'), cell('code', '#| default_exp page'), cell('code', 'plot()', **picture),
+          cell('code', '#| fig-alt: "two bars"\nplot(2)', **picture), cell('code', '#| fig-alt: ""\nplot(3)', **picture))
     assert len(list(script('check_docs').check_reading(tmp_path/'nbs')))==2
 
 def test_llms_lists_every_page(script, repo):
