@@ -37,8 +37,8 @@ demo: $(STAMP) ## the whole scheme on a small scale; options: DATA= EPOCHS= ARCH
 
 # one thread for each notebook: two notebooks whose torch takes every core for itself slow each other down
 test: $(STAMP) ## run every notebook, then the tests in tests/, WORKERS= at a time
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 
 test-browser: $(STAMP) need-browser ## try the explorer in a real browser; says how to get one where there is none
 	$(BIN)/python -m pytest tests/test_browser.py
@@ -78,7 +78,7 @@ prepare: $(STAMP) ## before a commit: export, run and save notebooks, clean them
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --save
 	$(BIN)/nbdev-clean
 	@$(BIN)/python .ci/readme.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
 	@$(MAKE) --no-print-directory check
 
 docs: need-quarto $(STAMP) ## build the website in _docs (needs Quarto)
