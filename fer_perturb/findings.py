@@ -209,7 +209,7 @@ def landmark_sheet(
 # %% ../nbs/54_findings.ipynb #45443313
 def _sheet(maps, title):
     "Averaged maps side by side"
-    figure,axes = plt.subplots(1, len(maps), figsize=(1.7*len(maps), 2.1), squeeze=False)
+    figure,axes = plt.subplots(1, len(maps), figsize=(1.7*len(maps), 2.1), squeeze=False, layout='constrained')
     for ax,(name,m) in zip(axes[0], maps.items()):
         ax.imshow(m.astype(np.float32), cmap='inferno')
         ax.set_title(name, fontsize=8)
