@@ -235,7 +235,8 @@ def demo(
     predictor.path = out
     predictor.export('predictor.pkl')
     print(f"\nFigures in {out}: clusters.png (the paper's Figure 4), classes.png (Figure 3), confusion.png,\n"
-          'scheme.png (one face a row: attention, clusters, each cluster hidden), covered.png (what the last table is about)\n'
+          'scheme.png (one face a row: attention, clusters, each cluster hidden), '
+          'covered.png (what the last table is about)\n'
           f"The predictor: load_learner('{out}/predictor.pkl')")
     print('One short run with one seed: an example of the method, not a result about it.' if not toys else
           'Toy faces prove that the machinery works. They prove nothing about the paper: for that, give FER2013.')

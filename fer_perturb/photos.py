@@ -214,7 +214,8 @@ def _draw_boxes(ax, photo, faces, titles):
         ax.annotate(title, (corners[:,0].mean(), corners[:,1].min()), xytext=(0,3), textcoords='offset points',
                     ha='center', va='bottom', fontsize=8, color='white',
                     bbox=dict(boxstyle='round,pad=.2', fc=colour, ec='none'))
-    ax.set(xticks=[], yticks=[], title=str(faces))
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(str(faces), pad=16) # above the name of a face at the upper border
 
 # %% ../nbs/23_photos.ipynb #23000037
 def _draw_bars(ax, crop, values, vocab, colour):
