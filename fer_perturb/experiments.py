@@ -230,8 +230,9 @@ class Stop:
         hours:float=None, # how long to go on; without end if None
         line=print, # takes a line of text
     ):
-        self.until,self.line,self.signalled = hours and time.monotonic()+3600*hours,line,False
-    def __call__(self): return self.signalled or bool(self.until and time.monotonic()>self.until)
+        self.until = float('inf') if hours is None else time.monotonic()+3600*hours
+        self.line,self.signalled = line,False
+    def __call__(self): return self.signalled or time.monotonic()>=self.until
     def _handle(self, number, frame):
         if self.signalled: raise KeyboardInterrupt
         self.signalled = True

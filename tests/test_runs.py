@@ -210,3 +210,5 @@ def test_a_thread_that_is_not_the_main_one_trains_without_signals():
     def enter():
         with experiments.Stop(hours=1) as stop: return stop()
     with ThreadPoolExecutor(1) as pool: assert pool.submit(enter).result() is False
+
+def test_no_hours_are_no_time(): assert experiments.Stop(hours=0)() and not experiments.Stop(hours=1)() and not experiments.Stop()()
