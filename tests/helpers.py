@@ -6,6 +6,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 
+# as the extra `onnx` of settings.ini asks for
+writes_onnx = tuple(map(int, torch.__version__.split('.')[:2]))>=(2, 7)
+
 def quietly(learn, epochs=1, lr=2e-3):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn

@@ -12,6 +12,8 @@ import torch
 from fastcore.xtras import working_directory
 from PIL import Image
 
+from helpers import writes_onnx
+
 from fer_perturb import __version__
 from fer_perturb.answers import face_probabilities
 from fer_perturb.cli import COMMANDS, main
@@ -146,6 +148,7 @@ def test_a_model_is_evaluated_and_asked(shop, monkeypatch, capsys):
 @pytest.mark.parametrize('to', ['onnx', 'safetensors'])
 def test_a_model_in_another_form_gives_the_same_answers(to, shop, monkeypatch, capsys):
     pytest.importorskip('onnxruntime')
+    if to=='onnx' and not writes_onnx: pytest.skip('torch before 2.7 writes ONNX files that are wrong, or none')
     monkeypatch.chdir(shop)
     assert main(f'export model.pkl --to {to}'.split())==0 and f'model.{to}: ' in capsys.readouterr().out
     faces = toy_faces(70, seed=9)[:7]

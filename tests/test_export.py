@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import CrossEntropyLossFlat, Image, Learner, Normalize, load_learner
-from helpers import Own, colour_dls, quietly
+from helpers import Own, colour_dls, quietly, writes_onnx
 
 from fer_perturb.attention import add_attention
 from fer_perturb.backbones import create_backbone
@@ -17,8 +17,7 @@ from fer_perturb.loaders import face_block
 from fer_perturb.toyfaces import toy_faces
 from fer_perturb.weights import load_weights, save_weights
 
-# as the extra `onnx` of settings.ini asks for
-new_enough = pytest.mark.skipif(tuple(map(int, torch.__version__.split('.')[:2]))<(2, 7), reason='torch before 2.7 writes ONNX files that are wrong, or none')
+new_enough = pytest.mark.skipif(not writes_onnx, reason='torch before 2.7 writes ONNX files that are wrong, or none')
 
 @new_enough
 @pytest.mark.parametrize('kind', ['plain', 'P', 'ensemble'])
