@@ -38,6 +38,7 @@ def served(models, tmp_path_factory):
     code = f'from fer_perturb.explore import serve; serve({models!r}, browser=False)'
     with open(home/'log', 'w') as log:
         server = subprocess.Popen([sys.executable, '-c', code], cwd=home, stdout=subprocess.PIPE, stderr=log, text=True,
+                                  preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), # a test run in the background ignores Ctrl-C
                                   env=os.environ | dict(TMPDIR=str(home), FER_PERTURB_CACHE=str(home/'cache'), JUPYTER_RUNTIME_DIR=str(home/'runtime')))
         yield re.search(r'http://127\.0\.0\.1:\d+', server.stdout.readline())[0],home
         server.send_signal(signal.SIGINT)
