@@ -35,10 +35,12 @@ DEMO_OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs "$(EPOCHS)
 demo: $(STAMP) ## the whole scheme on a small scale; options: DATA= EPOCHS= ARCH= SEED= LANDMARKS= OUT=
 	$(BIN)/fer-perturb demo $(strip $(DEMO_OPTIONS))
 
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+
 # one thread for each notebook: two notebooks whose torch takes every core for itself slow each other down
 test: $(STAMP) ## run every notebook, then the tests in tests/, WORKERS= at a time
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+	$(TESTS)
 
 test-browser: $(STAMP) need-browser ## try the explorer in a real browser; says how to get one where there is none
 	$(BIN)/python -m pytest tests/test_browser.py
@@ -78,7 +80,7 @@ prepare: $(STAMP) ## before a commit: export, run and save notebooks, clean them
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --save
 	$(BIN)/nbdev-clean
 	@$(BIN)/python .ci/readme.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+	$(TESTS)
 	@$(MAKE) --no-print-directory check
 
 docs: need-quarto $(STAMP) ## build the website in _docs (needs Quarto)

@@ -8,12 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-import torch
 
-from fer_perturb.experiments import attention_network, train_runs
+from fer_perturb.experiments import train_runs, trained_learner
 from fer_perturb.judge import expression_pixels, judge
 from fer_perturb.landmarks import landmark_regions
-from fer_perturb.material import find_material, run_learner
+from fer_perturb.material import find_material
 from fer_perturb.records import Place
 from fer_perturb.runs import Run
 
@@ -21,13 +20,6 @@ from .common import markdown
 
 fer2013 = dict(part=.25, epochs=12, phase1_epochs=4, optimizer='muon', bs=128)
 toys = dict(faces='toy 2800', epochs=12, phase1_epochs=6, optimizer='muon', bs=64, augment='mirror')
-
-def trained(run, material, place):
-    "The learner of a finished run"
-    attention = attention_network(run.phase1, material, place) if run.phase1 else None
-    learn = run_learner(run, material, attention, device='cpu')
-    learn.model.load_state_dict(torch.load(place.work(run)/'network.pt', weights_only=True))
-    return learn
 
 def faces_and_truth(material, toy, n):
     "Faces of PublicTest with their regions, and what an expression changes where that is known"
@@ -63,7 +55,7 @@ def main(
         raise SystemExit(f'{len(failed)} trainings failed: each says why in {args.folder}/work/*/error.txt')
     whole = material(runs[0]['baseline'].faces)
     faces,truth = faces_and_truth(whole, not args.data, args.faces)
-    table = over_seeds([judge({name: trained(r, whole, place) for name,r in pair.items()}, faces, truth) for pair in runs])
+    table = over_seeds([judge({name: trained_learner(r, whole, place) for name,r in pair.items()}, faces, truth) for pair in runs])
     print(markdown(('network', 'map', *table), [(*index, *row) for index,row in zip(table.index, table.values)]))
 
 if __name__=='__main__': main()

@@ -24,7 +24,7 @@ def write_weights(place):
     run, = find_grid('ship')
     if not place.finished(run): raise SystemExit('the run is not finished: fer-perturb run ship --data fer2013.zip')
     learn = face_learner(blank_loaders(EMOTIONS), run.arch)
-    learn.model.load_state_dict(torch.load(place.work(run)/'network.pt', map_location='cpu', weights_only=True))
+    learn.model.load_state_dict(torch.load(place.network(run), map_location='cpu', weights_only=True))
     learn.origin |= dict(recipe=run.settings)
     shipped_weights().parent.mkdir(exist_ok=True)
     return run,save_weights(learn, shipped_weights(), half=True)

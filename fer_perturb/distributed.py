@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .checkpoint import random_states, set_random_states
-from .processes import ALONE, Processes, start_processes
+from .processes import Processes, start_processes
 
 # %% ../nbs/45_distributed.ipynb #45000007
 class _SharedSum(torch.autograd.Function):

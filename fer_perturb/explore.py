@@ -31,7 +31,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from .attention import has_attention
-from .data import REGIONS, FERData, overlay_colors
+from .data import REGIONS, FERData, tint
 from .evaluate import predict_faces
 from .images import gray_photo, to_gray
 from .interpret import input_saliency, saliency_methods
@@ -256,9 +256,7 @@ def png(
     "A face, its clusters, or a saliency map, enlarged"
     rgb = image[...,None].expand(-1, -1, 3)/255 if image.dtype==torch.uint8 else torch.tensor(
         matplotlib.colormaps['inferno'](image.numpy())[...,:3], dtype=torch.float32)
-    if overlay is not None:
-        overlay = overlay.long()[...,None]
-        rgb = torch.where(overlay>0, .5*rgb + .5*overlay_colors[(overlay[...,0]-1)%8 + 1], rgb)
+    if overlay is not None: rgb = tint(rgb, overlay)
     pixels = (rgb.clamp(0, 1)*255).round().byte().numpy()
     buffer = io.BytesIO()
     size = image.shape[1]*scale,image.shape[0]*scale

@@ -15,8 +15,8 @@ from fastcore.basics import patch
 from matplotlib.animation import FuncAnimation
 from torch import Tensor
 
-from .data import overlay_colors, show_faces
-from .kmeans import INTENSITY_WEIGHT, SPATIAL_WEIGHT, cluster_maps, eq1_features, kmeans_plus_plus, lloyd
+from .data import overlay_colors, show_faces, tint
+from .kmeans import SPATIAL_WEIGHT, cluster_maps, eq1_features, kmeans_plus_plus, lloyd
 from .perturb import ReclusterCallback, Scheme
 
 # %% ../nbs/59_film.ipynb #3d2e2276
@@ -92,9 +92,7 @@ def animate(
     def draw(i):
         f = film.frames[i]
         for ax,image,clusters in zip(figure.axes, film.images, f.clusters):
-            tint = overlay_colors[((clusters.long()-1)%8 + 1)]
-            gray = (image/255)[...,None].expand(-1, -1, 3)
-            ax.images[0].set_data(torch.where(clusters[...,None]>0, .5*gray + .5*tint, gray).numpy())
+            ax.images[0].set_data(tint((image/255)[...,None].expand(-1, -1, 3), clusters).numpy())
         figure.axes[0].set_title(_caption(f), fontsize=8, pad=2)
         return [ax.images[0] for ax in figure.axes]
     return FuncAnimation(figure, draw, frames=len(film.frames), interval=1000/fps)

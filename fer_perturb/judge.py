@@ -19,7 +19,7 @@ from fastai.vision.all import Learner
 from torch import Tensor, nn
 
 from .data import EMOTIONS, REGIONS, FERData
-from .evaluate import accuracy_change, correct, predict_faces
+from .evaluate import accuracy_change, predict_faces
 from .interpret import input_saliency
 from .landmarks import centre_prior, landmark_share, salient_pixels
 from .perturb import Scheme

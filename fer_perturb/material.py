@@ -30,8 +30,7 @@ from .perturb import with_clusters
 from .quality import twin_elsewhere
 from .readers import cache_folder, load_faces, read_faces, save_faces
 from .runs import Run
-from .toyfaces import draw_faces, toy_faces
-
+from .toyfaces import toy_faces
 
 # %% ../nbs/48_material.ipynb #5b3768c9
 landmark_parts = dict(right_eye=('right_brow', 'right_eye'), left_eye=('left_brow', 'left_eye'), nose=('nose',),
@@ -156,8 +155,8 @@ def find_material(
 )->Material: # faces and sets to test on
     "Read or draw the faces of runs"
     if faces.startswith('toy'):
-        n = int(faces.split()[1])
-        return Material(toy_faces(n), draw_faces(torch.arange(n)%7, 42).landmarks)
+        drawn = toy_faces(int(faces.split()[1]))
+        return Material(drawn, drawn.column('landmarks'))
     data = data or os.environ.get('FER_PERTURB_DATA')
     if not data:
         raise ValueError('these runs train on FER2013: give it with --data, as in --data fer2013.zip, '

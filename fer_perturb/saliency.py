@@ -10,7 +10,7 @@ __all__ = ['saliency_kinds', 'scale_unit', 'box_mean', 'resize_maps', 'mean_gate
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import IntToFloatTensor, Learner, Normalize, Pipeline, TensorImage
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import watch_stages
 from .loaders import TensorFace

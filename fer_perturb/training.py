@@ -58,8 +58,8 @@ def _phase(name, make, faces, epochs, seed, device, kept):
     block = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=quick_augment())
     dls = block.dataloaders(faces, bs=batch, device=device)
     learn,state = make(dls),read_checkpoint(kept)
-    done = f'epoch {state["epoch"]} of {state["n_epoch"]} is done' if state else ''
-    if state: print(f'\n{name}: {done}, it goes on from there', flush=True)
+    if state:
+        print(f'\n{name}: epoch {state["epoch"]} of {state["n_epoch"]} is done, it goes on from there', flush=True)
     if not state or state['epoch']<epochs: return train_aloud(name, learn, epochs, cbs=[Checkpoint(kept)])
     with learn.no_bar(), learn.no_logging():
         learn.fit_quick(epochs, cbs=[Checkpoint(kept)]) # takes back what was learned

@@ -7,7 +7,8 @@ from torch.utils.data import TensorDataset
 
 
 # as the extra `onnx` of settings.ini asks for
-writes_onnx = tuple(map(int, torch.__version__.split('.')[:2]))>=(2, 7)
+writes_onnx = pytest.mark.skipif(tuple(map(int, torch.__version__.split('.')[:2]))<(2, 7),
+                                 reason='torch before 2.7 writes ONNX files that are wrong, or none')
 
 def quietly(learn, epochs=1, lr=2e-3):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from fastai.vision.all import Callback
 from helpers import Attention, Net
-from torch import nn
 
 from fer_perturb.kmeans import kmeans_plus_plus, lloyd
 from fer_perturb.learner import perturb_learner
