@@ -147,3 +147,11 @@ def test_backbones_by_name():
         model,found = backbone(name, 5),[]
         model.layer1.register_forward_hook(lambda module, inputs, maps: found.append(maps.shape[-1]))
         assert model(torch.rand(1, 1, 48, 48)).shape==(1, 5) and found==[side]
+
+def test_the_index_of_scripts_is_whole(capsys):
+    from benchmarks.__main__ import main
+    main()
+    lines = dict(line.split('  ', 1) for line in capsys.readouterr().out.splitlines()[2:])
+    scripts = {p.stem for p in Path(__file__).parent.parent.glob('benchmarks/*.py')} - {'__init__', '__main__', 'common'}
+    assert {name.strip() for name in lines}==scripts
+    assert all(len(text.split())>=4 and 'python -m' not in text for text in lines.values())
