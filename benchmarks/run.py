@@ -1,4 +1,4 @@
-"Every comparison, one after the other: `make bench`, or `python -m benchmarks.run`"
+"Every comparison, one after the other: `python -m benchmarks.run`, which `make bench` calls"
 import argparse
 import importlib
 import time
