@@ -947,6 +947,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_perturb.perturb._with_clusters': ('perturb.html#_with_clusters', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.cluster_views': ('perturb.html#cluster_views', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.drop_cluster': ('perturb.html#drop_cluster', 'fer_perturb/perturb.py'),
+                                     'fer_perturb.perturb.hide_pixels': ('perturb.html#hide_pixels', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.intensity': ('perturb.html#intensity', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.keep_cluster': ('perturb.html#keep_cluster', 'fer_perturb/perturb.py'),
                                      'fer_perturb.perturb.plot_top_losses': ('perturb.html#plot_top_losses', 'fer_perturb/perturb.py'),

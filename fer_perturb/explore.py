@@ -40,7 +40,7 @@ from .landmarks import dlib_finder, find_landmarks, landmark_regions, mean_face_
 from .learner import face_learner, perturb_learner
 from .loaders import face_block
 from .masks import OCCLUSIONS, occlude_images
-from .perturb import Scheme
+from .perturb import Scheme, hide_pixels
 from .photos import find_faces
 from .saliency import saliency_maps
 from .toyfaces import toy_faces
@@ -225,7 +225,7 @@ def changed(self:Explorer,
     image = self.shown.image
     if look.wear!='nothing': image = occlude_images(image[None], self.shown.landmarks[None], look.wear).images[0]
     hidden = [regions[name] for name in look.hidden if name in regions] # fewer clusters: some are gone
-    return image.masked_fill(torch.stack(hidden).any(0), round(255*Scheme.fill)) if hidden else image
+    return hide_pixels(image, torch.stack(hidden).any(0)) if hidden else image
 
 # %% ../nbs/53_explore.ipynb #c9cb55f8
 @patch

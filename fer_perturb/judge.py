@@ -22,7 +22,7 @@ from .data import EMOTIONS, REGIONS, FERData
 from .evaluate import accuracy_change, predict_faces
 from .interpret import input_saliency
 from .landmarks import centre_prior, landmark_share, salient_pixels
-from .perturb import Scheme
+from .perturb import hide_pixels
 from .saliency import as_seen
 from .toyfaces import draw_faces
 
@@ -46,7 +46,7 @@ def region_worth(
     vocab:tuple=EMOTIONS, # class names of the learner
 )->Tensor: # (regions,n,classes): probability with the region hidden, minus that of the whole face
     "How the answer changes when each region is hidden"
-    hidden = [images.masked_fill(m, round(255*Scheme.fill)) for m in regions.values()]
+    hidden = [hide_pixels(images, m) for m in regions.values()]
     stack = torch.cat([images, *hidden])
     unknown = torch.zeros(len(stack), dtype=torch.int64)
     p = predict_faces(learn, FERData(stack, unknown, vocab=vocab)).as_subclass(Tensor)
@@ -89,7 +89,7 @@ def _elsewhere(masks, seed):
 # %% ../nbs/58_judge.ipynb #677620b0
 def _probabilities_with(learn, data, masks):
     "Probabilities for faces with masks hidden"
-    images = data.images.masked_fill(masks.to(data.images.device), round(255*Scheme.fill))
+    images = hide_pixels(data.images, masks)
     return predict_faces(learn, data.with_columns(images=images))
 
 # %% ../nbs/58_judge.ipynb #f04049c1
@@ -144,9 +144,9 @@ def deletion_insertion(
     "Probability while the most important pixels go, and while they come"
     if target is None: target = class_probabilities(model, images).argmax(1)
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view(maps.shape)
-    gray,size = round(255*Scheme.fill),maps[0].numel()
+    size = maps[0].numel()
     def curve(hide):
-        shown = (images.masked_fill(hide(rank, size*k//steps), gray) for k in range(steps+1))
+        shown = (hide_pixels(images, hide(rank, size*k//steps)) for k in range(steps+1))
         points = [class_probabilities(model, x) for x in shown]
         return torch.stack([p.gather(1, target[:,None])[:,0] for p in points], 1)
     return Curves(curve(lambda r,k: r<k), curve(lambda r,k: r>=k))
