@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import io
+import json
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ from fer_perturb.kmeans import cluster_maps, eq1_features, kmeans, shared_centro
 from fer_perturb.labels import VOTES, ferplus
 from fer_perturb.perturb import Clusterer, cluster_views, drop_cluster, keep_cluster, stack_clusters
 from fer_perturb.toyfaces import toy_faces
+from fer_perturb.words import is_missing
 
 class Hang(BaseException): pass
 
@@ -117,7 +119,7 @@ def fuzz_clusters(rng):
         return clusterer,maps,form(images, maps, settings['n_clusters'], fill=fill, **extra)
     def check(found):
         clusterer,maps,changed = found
-        n,k = max(1, round(settings['keep']*h*w)),settings['n_clusters']
+        n,k = max(1, round(settings['keep']*saliency[0].numel())) if len(saliency) else 0,settings['n_clusters']
         if not clusterer.centroids.isfinite().all(): return 'centroids that are no numbers'
         if maps.dtype!=torch.uint8 or maps.shape!=saliency.shape or maps.numel() and int(maps.max())>k: return 'maps of another kind'
         if not settings['one_map'] and maps.numel() and not ((maps>0).flatten(1).sum(1)==n).all(): return 'another number of pixels'
@@ -163,10 +165,11 @@ def expected_labels(text, faces):
         if cells['Usage'].strip()!=USAGES[int(faces.usage[i])]: return None
         try: votes = [float(cells[v]) for v in VOTES]
         except ValueError: return None
-        if not all(0<=v<float('inf') for v in votes) or not sum(votes) and cells['Image name']: return None
+        named = not is_missing(cells['Image name'])
+        if not all(0<=v<float('inf') for v in votes) or named and not sum(votes): return None
         votes = [0. if v<=1 else v for v in votes]
         top = max(range(10), key=votes.__getitem__)
-        if cells['Image name'] and top<8 and votes[top]>sum(votes)/2:
+        if named and top<8 and votes[top]>sum(votes)/2:
             kept.append(i)
             labels.append({'happiness': 'happy', 'sadness': 'sad', 'anger': 'angry'}.get(VOTES[top], VOTES[top]))
     return kept,labels
@@ -190,6 +193,12 @@ def fuzz_votes(rng):
 
 # the command line
 
+def answers(text):
+    "What `--json` printed, if that is what it is"
+    try: found = json.loads(text)
+    except ValueError: return []
+    return [a for a in found if isinstance(a, dict)] if isinstance(found, list) else []
+
 def fuzz_cli(rng):
     from fer_perturb import cli
     name = rng.choice(list(cli.COMMANDS))
@@ -210,7 +219,7 @@ def fuzz_cli(rng):
             try: return cli.main(words)
             except SystemExit as e: return e.code or 0
     def check(status):
-        said = err.getvalue()
+        said = err.getvalue() or ''.join(f'fer-perturb: {a["error"]}' for a in answers(out.getvalue()) if 'error' in a)
         if status not in (0, 1, 2): return f'status {status}'
         if status==2 and not ('fer-perturb' in said and is_sentence(said[-800:])): return f'status 2 and no sentence: {said[-300:]!r}'
         if 'Traceback' in said: return said[-300:]
@@ -291,7 +300,7 @@ def main():
     options = parser.parse_args()
     only = tuple(options.only.split(','))
     counts,failures = run(options.inputs, options.seed, only, options.minutes)
-    for name in only: print(f'{name:9}', ', '.join(f'{found} {n:,}' for (target,found),n in sorted(counts.items()) if target==name))
+    for name in dict.fromkeys(only): print(f'{name:9}', ', '.join(f'{found} {n:,}' for (target,found),n in sorted(counts.items()) if target==name))
     print(f'{sum(counts.values()):,} inputs, {len(failures)} failures')
     kinds = {}
     for failure in failures: kinds.setdefault((failure[1], failure[2], failure[3][-90:]), []).append(failure)
