@@ -18,9 +18,10 @@ fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are forked'
 @fork
 def test_killed_trainings_and_readings_go_on():
     "In a process of its own: torch trains in a fork only of a process that has not trained with a GPU, not even with a pretended one"
-    code = 'from benchmarks import survive; print(survive.trainings(2, seed=5, epochs=2)[0], survive.readings(2, seed=5, n=700)[0])'
+    code = 'from benchmarks import survive; print(*survive.trainings(2, seed=5, epochs=2), *survive.readings(2, seed=5, n=700))'
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    assert done.stdout.split()[-2:]==['2', '2'], done.stderr
+    trained,tries,read,openings = map(int, done.stdout.split()[-4:] or [0]*4)
+    assert trained==tries>=2 and read==openings>=2, done.stderr
 
 
 def learner(faces, width=4, bs=16):
