@@ -399,6 +399,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_perturb.explore.Look': ('explore.html#look', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore.Page': ('explore.html#page', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore.Page.__init__': ('explore.html#page.__init__', 'fer_perturb/explore.py'),
+                                     'fer_perturb.explore.Page.__repr__': ('explore.html#page.__repr__', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore.Page._asked': ('explore.html#page._asked', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore.Page._chosen': ('explore.html#page._chosen', 'fer_perturb/explore.py'),
                                      'fer_perturb.explore.Page._make_controls': ( 'explore.html#page._make_controls',

@@ -556,6 +556,12 @@ def steps(self:Page): # yields between two steps, see `Latest`
         self._show_saliency(look, changed)
     except Exception as e: self._say('', _sentence(e))
 
+# %% ../nbs/53_explore.ipynb #page-repr
+@patch
+def __repr__(self:Page):
+    "What stands in the place of the page where there is no kernel"
+    return 'The explorer: run this cell in Jupyter, Colab or VS Code to see it'
+
 # %% ../nbs/53_explore.ipynb #b97a7080
 def explore(
     learn=None, # `Learner`, or {name: `Learner`} of two to compare; that of the package if None
