@@ -13,7 +13,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test test-browser need-browser bench check pages alone prepare readme docs need-quarto clean
+.PHONY: help install demo test test-browser need-browser bench check pages alone prepare release readme docs need-quarto clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ prepare: $(STAMP) ## before a commit: export, run and save notebooks, clean them
 	@$(BIN)/python .ci/readme.py
 	$(TESTS)
 	@$(MAKE) --no-print-directory check
+
+release: $(STAMP) ## all that a release needs, up to the tag and the upload; says what stands in the way
+	$(BIN)/python .ci/release.py
 
 docs: need-quarto $(STAMP) ## build the website in _docs (needs Quarto)
 	$(BIN)/nbdev-docs

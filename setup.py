@@ -3,7 +3,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
@@ -18,5 +18,5 @@ setup(
     author=cfg['author'], license_expression=cfg['license'], keywords=cfg['keywords'].split(), python_requires=f'>={cfg["min_python"]}',
     classifiers=[f'Development Status :: {statuses[cfg.getint("status")]}', 'Intended Audience :: Education', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3'],
-    install_requires=cfg['requirements'].split(), extras_require=extras, packages=find_packages(include=['fer_perturb', 'fer_perturb.*']),
+    install_requires=cfg['requirements'].split(), extras_require=extras, packages=['fer_perturb', 'fer_perturb.pretrained'],
     package_data=dict(fer_perturb=['pretrained/*']))

@@ -1,6 +1,7 @@
 "The checks in .ci find what they are there for"
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,29 @@ def test_modules_without_a_notebook_are_found(tmp_path, monkeypatch):
     for folder in ('nbs', 'fer_perturb'): (tmp_path/folder).mkdir()
     (tmp_path/'fer_perturb'/'stale.py').write_text('')
     with pytest.raises(SystemExit, match='no notebook exports this module'): floors.main()
+
+def a_repository(folder, changelog='## [1.2.0] - 2027-01-31', cited='1.2.0'):
+    for name,text in {'fer_perturb/__init__.py': '__version__ = "1.2.0"', 'CHANGELOG.md': changelog, 'CITATION.cff': f'version: {cited}'}.items():
+        (folder/name).parent.mkdir(exist_ok=True)
+        (folder/name).write_text(text)
+    def git(*args): subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *args], cwd=folder, check=True, capture_output=True)
+    for args in (('init', '-q', '-b', 'main'), ('add', '.'), ('commit', '-qm', 'all')): git(*args)
+    return git
+
+def test_a_release_says_what_stands_in_its_way(tmp_path):
+    release = check('release')
+    git = a_repository(tmp_path)
+    assert [*release.hindrances(tmp_path)]==[]
+    git('tag', 'v1.2.0')
+    git('checkout', '-qb', 'other')
+    (tmp_path/'new').write_text('')
+    found = [*release.hindrances(tmp_path)]
+    assert len(found)==3 and 'not committed' in found[0] and "branch 'other'" in found[1] and 'v1.2.0 is released' in found[2]
+
+@pytest.mark.parametrize('files, said', [
+    (dict(changelog='## [1.1.0] - 2026-01-01'), 'no heading "## [1.2.0] - DATE"'), (dict(changelog='## [1.2.0] - unreleased'), "dates 1.2.0 'unreleased'"),
+    (dict(cited='1.1.0'), 'CITATION.cff names another version than 1.2.0')])
+def test_a_release_needs_its_texts(files, said, tmp_path):
+    a_repository(tmp_path, **files)
+    found, = check('release').hindrances(tmp_path)
+    assert said in found

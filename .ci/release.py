@@ -1,0 +1,58 @@
+"""A release, up to what cannot be undone: looks for what stands in the way, runs all tests and checks, builds dist/ twice and compares, tries the
+wheel in a fresh environment, and prints the commands that are left. It tags and uploads nothing."""
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+
+def said(*args, folder=root):
+    "What a command printed"
+    return subprocess.run(args, cwd=folder, capture_output=True, text=True).stdout.strip()
+
+def version(folder=root): return re.search(r'__version__ = "(.+)"', (folder/'fer_perturb'/'__init__.py').read_text(encoding='utf-8'))[1]
+
+def hindrances(folder=root):
+    "What stands in the way of a release, a sentence each"
+    v = version(folder)
+    if said('git', 'status', '--porcelain', folder=folder): yield 'there are changes that are not committed: commit them, or put them aside'
+    if (branch := said('git', 'branch', '--show-current', folder=folder))!='main': yield f'this is the branch {branch!r}: releases are made from main'
+    if said('git', 'tag', '--list', f'v{v}', folder=folder): yield f'v{v} is released: set the next version in fer_perturb/__init__.py'
+    heading = re.search(rf'^## \[{re.escape(v)}\] - (.*)$', (folder/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)
+    if not heading: yield f'CHANGELOG.md has no heading "## [{v}] - DATE"'
+    elif not re.fullmatch(r'\d{4}-\d\d-\d\d', heading[1]): yield f'CHANGELOG.md dates {v} {heading[1]!r}: write the day, such as 2027-01-31'
+    cited = re.search(r'^version: (.*)$', (folder/'CITATION.cff').read_text(encoding='utf-8'), re.M)
+    if not cited or cited[1]!=v: yield f'CITATION.cff names another version than {v}'
+
+def build(to, folder=root):
+    "Wheel and sdist of the last commit; its time stands for that of all files"
+    source = Path(tempfile.mkdtemp())/'source'
+    subprocess.run(['git', 'clone', '-q', folder, source], check=True)
+    env = os.environ | dict(SOURCE_DATE_EPOCH=said('git', 'log', '-1', '--format=%ct', folder=source))
+    code = f'from setuptools import build_meta as b; b.build_sdist({str(to)!r}); b.build_wheel({str(to)!r})'
+    subprocess.run([sys.executable, '-c', code], cwd=source, env=env, check=True, stdout=subprocess.DEVNULL)
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(to).iterdir())}
+
+def main():
+    if found := [*hindrances()]: sys.exit('\n'.join(['no release yet:', *(f'- {sentence}' for sentence in found)]))
+    subprocess.run(['bash', '.ci/run'], cwd=root, check=True)
+    (root/'dist').mkdir(exist_ok=True)
+    for old in (root/'dist').iterdir(): old.unlink()
+    with tempfile.TemporaryDirectory() as again:
+        digests,others = build(root/'dist'),build(again)
+    wheel = next(name for name in digests if name.endswith('.whl'))
+    if digests[wheel]!=others[wheel]: sys.exit(f'{wheel} differs when it is built again from the same commit: find out why')
+    subprocess.run([sys.executable, '.ci/try_install.py', 'wheel'], cwd=root, check=True)
+    print(*(f'{digest}  dist/{name}' for name,digest in digests.items()), sep='\n')
+    print('\nBuilt twice, with the same bytes. Before you go on:',
+          '- `python .ci/try_install.py sdist` and `minima` passed since the last change of settings.ini or constraints.txt',
+          '- the results that README and pages quote are those of `results/`, and CHANGELOG.md says what changed',
+          '- known weaknesses of the dependencies: `pip-audit -r constraints.txt`; a new one gets a newer minimum in settings.ini',
+          '\nThen, once and for all:', f'git tag -a v{version()} -m "fer_perturb {version()}"', f'git push origin v{version()}',
+          'python -m twine upload dist/*', sep='\n')
+
+if __name__=='__main__': main()
