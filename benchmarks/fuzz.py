@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pandas._libs.parsers import STR_NA_VALUES
 from PIL import Image
 
 from benchmarks import mutate
@@ -28,7 +29,6 @@ from fer_perturb.kmeans import cluster_maps, eq1_features, kmeans, shared_centro
 from fer_perturb.labels import VOTES, ferplus
 from fer_perturb.perturb import Clusterer, cluster_views, drop_cluster, keep_cluster, stack_clusters
 from fer_perturb.toyfaces import toy_faces
-from fer_perturb.words import is_missing
 
 class Hang(BaseException): pass
 
@@ -165,7 +165,7 @@ def expected_labels(text, faces):
         if cells['Usage'].strip()!=USAGES[int(faces.usage[i])]: return None
         try: votes = [float(cells[v]) for v in VOTES]
         except ValueError: return None
-        named = not is_missing(cells['Image name'])
+        named = cells['Image name'].strip() not in STR_NA_VALUES
         if not all(0<=v<float('inf') for v in votes) or named and not sum(votes): return None
         votes = [0. if v<=1 else v for v in votes]
         top = max(range(10), key=votes.__getitem__)

@@ -367,15 +367,21 @@ def check_points(
     weights:Tensor=None, # (b,n)
 ):
     "Raise an error with an explanation if values are no good; on a GPU this waits for the device"
+    largest = dict(points=0., centroids=0., weights=0.)
     for name,values in dict(points=points, centroids=centroids, weights=weights).items():
         if values is None or not values.numel(): continue
         low,high = values.aminmax()
         if not torch.isfinite(high-low):
             raise ValueError(f'{name} hold NaN or infinite values: look for them in the images and the attention maps')
-        if max(abs(low.item()), abs(high.item()))>LARGEST:
+        largest[name] = max(abs(low.item()), abs(high.item()))
+        if largest[name]>LARGEST:
             raise ValueError(f'{name} go from {low:.1e} to {high:.1e}: '
                              'squares of these are too large for float32, so scale them')
         if name=='weights' and low<0: raise ValueError(f'the lowest of the weights is {low:.3g}: give 0 or more')
+    far = max(largest['points'], largest['centroids'])
+    if largest['weights']*far**2>LARGEST**2:
+        raise ValueError(f'points as large as {far:.1e} have weights as large as {largest["weights"]:.1e}: '
+                         'that times the square is too large for float32, so scale them')
 
 # %% ../nbs/40_kmeans.ipynb #a0eb42b5
 def kmeans(

@@ -382,3 +382,12 @@ def test_mistakes():
 def test_centroids_in_the_second_place():
     points,start = pixel_points()
     same(kmeans(points, start), kmeans(points, centroids=start))
+
+@pytest.mark.parametrize('points, weights', [(1e14, 1e13), (1e15, 10.), (-1e14, 1e13)])
+def test_weighted_sums_that_float32_cannot_hold_are_refused(points, weights):
+    with pytest.raises(ValueError, match='points as large as .* have weights as large as'):
+        kmeans(torch.full((2, 9, 3), points), 2, weights=torch.full((2, 9), weights))
+
+def test_the_largest_weighted_points_have_an_inertia():
+    points = torch.rand(2, 9, 3, generator=torch.Generator().manual_seed(0))*1e15
+    assert kmeans(points, 2, weights=torch.ones(2, 9), n_iter=0).inertia.isfinite().all()
