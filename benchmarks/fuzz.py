@@ -155,7 +155,7 @@ def odd_rows(rng, rows):
 
 def expected_labels(text, faces):
     "What an independent reader makes of a table: (rows that are kept, their emotions); None if it has a flaw"
-    rows = list(csv.reader(io.StringIO(text), skipinitialspace=True))
+    rows = list(csv.reader(io.StringIO(text, newline=None), skipinitialspace=True))
     if not rows: return None
     rows,head = [r for r in rows[1:] if r],[name.strip() for name in rows[0]]
     if sorted(head)!=sorted(['Usage', 'Image name', *VOTES]) or len(rows)!=len(faces) or any(len(r)!=12 for r in rows): return None

@@ -27,6 +27,7 @@ from .loaders import ToFace
 from .perturb import Clusterer
 from .photos import Faces, find_faces, show_answers
 from .saliency import saliency_maps
+from .words import printable
 
 # %% ../nbs/56_answers.ipynb #54000009
 def face_size(
@@ -139,7 +140,7 @@ def answer_files(
     for number,photo in enumerate(photos, 1):
         try: answer = answer_photo(learn, photo, smallest)
         except (ValueError, OSError) as e:
-            if not as_json: print(f'fer-perturb: {e}', file=sys.stderr)
+            if not as_json: print(f'fer-perturb: {printable(str(e))}', file=sys.stderr)
             answers.append(dict(photo=str(photo), error=str(e)))
             status = 2
             continue

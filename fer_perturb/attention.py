@@ -41,6 +41,8 @@ class SpatialGate(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size//2, padding_mode='replicate', bias=False)
         self.norm = nn.BatchNorm2d(1)
+        nn.init.constant_(self.norm.weight, 0.1)
+        nn.init.constant_(self.norm.bias, 2.) # sigmoid(2) is 0.88: a new gate is open
     def forward(self,
         x:Tensor, # (b,c,h,w)
     )->Tensor: # (b,1,h,w) in [0,1]

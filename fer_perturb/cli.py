@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'command_parser', 'new_file', 'predict', 'explain', 'train', 'evaluate', 'export', 'demo', 'explore',
-           'data', 'mask', 'run', 'runs', 'table', 'figure', 'main_parser', 'call_command', 'manners', 'main']
+           'data', 'mask', 'run', 'runs', 'table', 'figure', 'CommandWords', 'main_parser', 'call_command', 'manners',
+           'main']
 
 # %% ../nbs/61_cli.ipynb #33eb1b8f
 import argparse, os, shutil, sys, warnings
@@ -16,6 +17,7 @@ from typing import Annotated
 from fastcore.script import anno_parser
 
 from . import __version__
+from .words import printable
 
 # %% ../nbs/61_cli.ipynb #6100a001
 def command_parser(
@@ -233,6 +235,11 @@ def figure(
     from fer_perturb.findings import save_figure
     save_figure(number, results, out)
 
+# %% ../nbs/61_cli.ipynb #command-words
+class CommandWords(argparse.ArgumentParser):
+    "A parser whose complaints are `printable`"
+    def exit(self, status=0, message=None): super().exit(status, message and printable(message))
+
 # %% ../nbs/61_cli.ipynb #ebdf9559
 _commands = predict,explain,train,evaluate,export,explore,demo,data,mask,run,runs,table,figure
 COMMANDS = {f.__name__: f for f in _commands}
@@ -240,7 +247,7 @@ COMMANDS = {f.__name__: f for f in _commands}
 def main_parser()->argparse.ArgumentParser: # its `command` is a key of `COMMANDS`
     "The parser of all sub-commands"
     what = 'The Perturb Scheme for facial emotion recognition.'
-    parser = argparse.ArgumentParser(prog='fer-perturb', description=what)
+    parser = CommandWords(prog='fer-perturb', description=what)
     parser.add_argument('--version', action='version', version=f'fer-perturb {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', title='commands')
     for name,command in COMMANDS.items():
@@ -268,7 +275,7 @@ def manners(
     "How a command speaks on the way"
     quiet,as_json = '--quiet' in words,'--json' in words
     def note(message, category, *args, **kwargs):
-        if issubclass(category, UserWarning) and not quiet: print(f'fer-perturb: {message}', file=sys.stderr)
+        if issubclass(category, UserWarning) and not quiet: print(f'fer-perturb: {printable(str(message))}', file=sys.stderr)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.showwarning = note
@@ -296,7 +303,5 @@ def main(
         sys.stdout = open(os.devnull, 'w') # Python flushes it once more when it ends
         return 141
     except (ValueError, OSError, ImportError) as e:
-        # a path may hold anything
-        text = ''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in str(e))
-        print(f'fer-perturb: {text}', file=sys.stderr)
+        print(f'fer-perturb: {printable(str(e))}', file=sys.stderr)
         return 2

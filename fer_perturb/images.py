@@ -158,6 +158,7 @@ def open_image(
     name:str=None, # what to call the file in an error
 )->Image.Image: # decoded, as it is stored
     "Decode one image file; a file that is missing, broken or of another kind is an error that names it"
+    if isinstance(file, str) and not file: raise ValueError('the name of the image is empty: give the path of an image file')
     name = name or getattr(file, 'name', file)
     if isinstance(file, (str, Path)) and not Path(file).exists():
         raise FileNotFoundError(f'no image at {name}: check the path')

@@ -27,7 +27,7 @@ def image_slices(
     chunk:int=None, # images in a slice at most, 1 or more; as many as fit into 6 MB (CPU) or 256 MB (elsewhere) if None
 )->list: # of slices that cover all images
     "Equal slices of the images, small enough for their intermediate results"
-    if chunk is None: chunk = max(1, (6*2**20 if device.type=='cpu' else 2**28)//image_bytes)
+    if chunk is None: chunk = max(1, (6*2**20 if device.type=='cpu' else 2**28)//max(1, image_bytes))
     if chunk<1: raise ValueError(f'chunk is {chunk}: give the number of images to work on at a time, at least 1')
     parts = -(-n_images//chunk)
     return [slice(i*n_images//parts, (i+1)*n_images//parts) for i in range(parts)]

@@ -209,6 +209,7 @@ def top_pixels(
 )->Tensor: # (b,n) int64, rising; among equals the first
     "The n pixels of each image with the highest saliency"
     b,size = saliency.shape
+    if not size: raise ValueError('the images have no pixels: nothing in them can be important')
     numbers = torch.arange(size, device=saliency.device).expand(b, -1)
     if n==size: return numbers
     threshold = saliency.topk(n, sorted=False).values.amin(1, keepdim=True)

@@ -214,7 +214,7 @@ def _smoothed(loss, eps=0.1):
 @patch
 def fit_quick(self:Learner,
     n_epoch:int=10, # epochs
-    lr:float=None, # highest learning rate; 0.012 for Muon (half of it with attention), 0.06 for SGD, 0.003 for others, if None
+    lr:float=None, # highest learning rate; 0.012 for Muon, 0.06 for SGD, 0.003 for others, if None
     cbs:list=None, # further callbacks
     opt_func=muon, # `muon`, `sgd` or `adamw`
     checkpoint:Path=None, # folder to keep the training in, after every epoch
@@ -223,7 +223,7 @@ def fit_quick(self:Learner,
     "The quick recipe: one-cycle, smoothed labels, Muon; the learner keeps its own optimizer and loss"
     own_loss,own_opt_func = self.loss_func,self.opt_func
     small = [SmallFirst()] if n_epoch>=10 else []
-    rate = {muon: 0.006 if has_attention(self.model) else 0.012, sgd: 0.06}.get(opt_func, 0.003)
+    rate = {muon: 0.012, sgd: 0.06}.get(opt_func, 0.003)
     self.loss_func,self.opt_func,self.opt = _smoothed(own_loss),opt_func,None
     try: self.fit_one_cycle(n_epoch, rate if lr is None else lr, wd=5e-4 if opt_func is sgd else 0.01, cbs=small + kept_in(checkpoint, resume) + L(cbs))
     finally: self.loss_func,self.opt_func,self.opt = own_loss,own_opt_func,None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_WORDS', 'CLASS_SYNONYMS', 'split_words', 'looks_like_split', 'parts_of', 'known_class', 'class_names',
-           'is_missing']
+           'is_missing', 'printable']
 
 # %% ../nbs/06_words.ipynb #06de724f
 import difflib, re
@@ -89,3 +89,10 @@ def is_missing(
 )->bool: # True for NaN, null, -1 and for nothing
     "Is this the absence of a label"
     return text.strip().lower() in _missing
+
+# %% ../nbs/06_words.ipynb #printable
+def printable(
+    text:str, # for a terminal or a log
+)->str: # its control characters are written as in Python
+    "Text that a terminal shows and does not obey"
+    return ''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text)

@@ -169,3 +169,10 @@ def test_three_faces_none_and_a_text(shop, monkeypatch, capsys):
     assert main('predict three.jpg wall.png nowhere.jpg --model model.pkl --json'.split())==2
     answers = json.loads(capsys.readouterr().out)
     assert [len(a.get('faces', '')) for a in answers]==[3,0,0] and 'no image at nowhere.jpg' in answers[2]['error']
+
+@pytest.mark.parametrize('words', [['predict', 'a\x7f\x1b[31m'], ['figure', '1', 'a\x7f\x1b[31m'], ['data', 'a\x7f\x1b[31m'], ['demo', '--size', 'a\x7f\x1b[31m']])
+def test_no_word_commands_the_terminal(words, capsys):
+    try: status = main(words)
+    except SystemExit as e: status = e.code
+    said = ''.join(capsys.readouterr())
+    assert status==2 and r'a\x7f\x1b[31m' in said and said.replace('\n', '').isprintable()

@@ -391,3 +391,7 @@ def test_weighted_sums_that_float32_cannot_hold_are_refused(points, weights):
 def test_the_largest_weighted_points_have_an_inertia():
     points = torch.rand(2, 9, 3, generator=torch.Generator().manual_seed(0))*1e15
     assert kmeans(points, 2, weights=torch.ones(2, 9), n_iter=0).inertia.isfinite().all()
+
+@pytest.mark.parametrize('shape', [(1, 0, 6), (3, 6, 0)])
+def test_images_without_pixels_are_refused(shape):
+    with pytest.raises(ValueError, match='no pixels'): eq1_features(torch.zeros(shape), torch.zeros(shape), keep=.3)

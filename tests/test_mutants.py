@@ -12,7 +12,7 @@ from helpers import Attention, Net
 from fer_perturb.augment import FaceAugment, relight
 from fer_perturb.learner import LowerOnPlateau, face_learner, perturb_learner, sgd
 from fer_perturb.loaders import face_block
-from fer_perturb.perturb import Clusterer, keep_cluster
+from fer_perturb.perturb import Clusterer, cluster_views, drop_cluster, keep_cluster, stack_clusters
 from fer_perturb.readers import load_faces
 
 
@@ -113,3 +113,19 @@ def test_maps_get_no_clusters_from_outside():
     assert set(maps.unique().tolist())=={0, 2} and outside.max()>.2 and (images-.7).abs().max()<1e-4
     edges = torch.cat([maps[:, 0], maps[:, -1], maps[:, :, 0], maps[:, :, -1]], 1)
     assert (edges==0).any(1).float().mean()>.9
+
+@pytest.mark.parametrize('form', [drop_cluster, keep_cluster, cluster_views, stack_clusters])
+@pytest.mark.parametrize('n', [2.5, 0, 256])
+def test_clusters_are_counted_in_whole_numbers(form, n):
+    with pytest.raises(ValueError, match='n_clusters'): form(torch.rand(2, 1, 4, 4), torch.ones(2, 4, 4, dtype=torch.uint8), n)
+
+def test_first_centroids_come_from_the_table(faces):
+    learn = perturb_learner(face_block().dataloaders(faces[:105], bs=16, device='cpu'), Net(), attention=Attention())
+    images = learn.recluster._training_images()
+    train = learn.dls.train.data
+    assert images.dtype==torch.uint8 and len(images)==min(len(train), learn.recluster.clusterer.sample)
+
+def test_the_training_loss_can_be_watched(faces):
+    learn = face_learner(face_block().dataloaders(faces[:105], bs=16, device='cpu'), Net())
+    with learn.no_bar(), learn.no_logging(): learn.fit_paper(1, monitor='train_loss')
+    assert len(learn.recorder.values)==1
