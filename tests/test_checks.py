@@ -1,7 +1,10 @@
 "The checks in .ci find what they are there for"
 import importlib.util
 import json
+import os
 import subprocess
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +39,8 @@ def test_modules_without_a_notebook_are_found(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='no notebook exports this module'): floors.main()
 
 def a_repository(folder, changelog='## [1.2.0] - 2027-01-31', cited='1.2.0'):
-    for name,text in {'fer_perturb/__init__.py': '__version__ = "1.2.0"', 'CHANGELOG.md': changelog, 'CITATION.cff': f'version: {cited}'}.items():
+    setup = 'from setuptools import setup\nsetup(name="fer_perturb", version="1.2.0", packages=["fer_perturb"])'
+    for name,text in {'fer_perturb/__init__.py': '__version__ = "1.2.0"', 'CHANGELOG.md': changelog, 'CITATION.cff': f'version: {cited}', 'setup.py': setup}.items():
         (folder/name).parent.mkdir(exist_ok=True)
         (folder/name).write_text(text)
     def git(*args): subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *args], cwd=folder, check=True, capture_output=True)
@@ -60,3 +64,17 @@ def test_a_release_needs_its_texts(files, said, tmp_path):
     a_repository(tmp_path, **files)
     found, = check('release').hindrances(tmp_path)
     assert said in found
+
+@pytest.mark.skipif(os.name=='nt', reason='files have no modes there')
+def test_a_release_is_built_with_the_same_bytes_by_everyone(tmp_path, monkeypatch):
+    release,repository = check('release'),tmp_path/'repository'
+    repository.mkdir()
+    a_repository(repository)
+    mine = release.build(tmp_path/'mine', repository)
+    time.sleep(1.1) # archives count seconds
+    monkeypatch.setenv('TZ', 'Asia/Tokyo')
+    old = os.umask(0o077)
+    try: theirs = release.build(tmp_path/'theirs', repository)
+    finally: os.umask(old)
+    assert mine==theirs and [name.rpartition('.')[2] for name in mine]==['whl', 'gz']
+    with tarfile.open(next((tmp_path/'mine').glob('*.gz'))) as packed: assert any(m.name.endswith('fer_perturb/__init__.py') for m in packed)
