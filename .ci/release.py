@@ -1,5 +1,6 @@
 """A release, up to what cannot be undone: looks for what stands in the way, runs all tests and checks, builds dist/ twice and compares, tries the
-wheel in a fresh environment, and prints the commands that are left. It tags and uploads nothing."""
+wheel in a fresh environment, and prints the commands that are left. It tags and uploads nothing. `digests`: build the last commit, and print
+what its files ought to be."""
 import gzip
 import hashlib
 import io
@@ -55,6 +56,8 @@ def build(to, folder=root):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(to).iterdir())}
 
 def main():
+    if sys.argv[1:]==['digests']:
+        with tempfile.TemporaryDirectory() as to: return print(*(f'{digest}  {name}' for name,digest in build(to).items()), sep='\n')
     if found := [*hindrances()]: sys.exit('\n'.join(['no release yet:', *(f'- {sentence}' for sentence in found)]))
     subprocess.run(['bash', '.ci/run'], cwd=root, check=True)
     (root/'dist').mkdir(exist_ok=True)
@@ -68,7 +71,7 @@ def main():
     print('\nBuilt twice, with the same bytes. Before you go on:',
           '- `python .ci/try_install.py sdist` and `minima` passed since the last change of settings.ini or constraints.txt',
           '- the results that README and pages quote are those of `results/`, and CHANGELOG.md says what changed',
-          '- known weaknesses of the dependencies: `pip-audit -r constraints.txt`; a new one gets a newer minimum in settings.ini',
+          '- weaknesses and licences of what stands beneath: SECURITY.md says how to look; a new weakness gets a newer minimum in settings.ini',
           '\nThen, once and for all:', f'git tag -a v{version()} -m "fer_perturb {version()}"', f'git push origin v{version()}',
           'python -m twine upload dist/*', sep='\n')
 
