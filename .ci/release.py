@@ -1,10 +1,15 @@
 """A release, up to what cannot be undone: looks for what stands in the way, runs all tests and checks, builds dist/ twice and compares, tries the
-wheel in a fresh environment, and prints the commands that are left. It tags and uploads nothing."""
+wheel in a fresh environment, and prints the commands that are left. It tags and uploads nothing. `digests`: build the last commit, and print
+what its files ought to be."""
+import gzip
 import hashlib
+import io
 import os
 import re
+import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -28,30 +33,45 @@ def hindrances(folder=root):
     cited = re.search(r'^version: (.*)$', (folder/'CITATION.cff').read_text(encoding='utf-8'), re.M)
     if not cited or cited[1]!=v: yield f'CITATION.cff names another version than {v}'
 
+def settle(sdist, when):
+    "Pack an archive anew, without what depends on who packs it: times, owners, order, modes"
+    with tarfile.open(sdist) as packed:
+        files = [(m, packed.extractfile(m).read() if m.isfile() else b'') for m in sorted(packed.getmembers(), key=lambda m: m.name)]
+    with open(sdist, 'wb') as f, gzip.GzipFile('', 'wb', fileobj=f, mtime=when) as zipped, tarfile.open(fileobj=zipped, mode='w') as packed:
+        for m,content in files:
+            m.mtime,m.uid,m.gid,m.uname,m.gname,m.pax_headers = when,0,0,'','',{}
+            m.mode = 0o755 if m.isdir() or m.mode & stat.S_IXUSR else 0o644
+            packed.addfile(m, io.BytesIO(content))
+
 def build(to, folder=root):
-    "Wheel and sdist of the last commit; its time stands for that of all files"
-    source = Path(tempfile.mkdtemp())/'source'
-    subprocess.run(['git', 'clone', '-q', folder, source], check=True)
-    env = os.environ | dict(SOURCE_DATE_EPOCH=said('git', 'log', '-1', '--format=%ct', folder=source))
-    code = f'from setuptools import build_meta as b; b.build_sdist({str(to)!r}); b.build_wheel({str(to)!r})'
-    subprocess.run([sys.executable, '-c', code], cwd=source, env=env, check=True, stdout=subprocess.DEVNULL)
+    "Wheel and sdist of the last commit, and their digests; its time stands for that of all files"
+    with tempfile.TemporaryDirectory() as tmp:
+        source = Path(tmp)/'source'
+        subprocess.run(['git', '-c', 'core.autocrlf=false', 'clone', '-q', folder, source], check=True, umask=0o022) # a wheel keeps modes
+        when = said('git', 'log', '-1', '--format=%ct', folder=source)
+        code = f'from setuptools import build_meta as b; b.build_sdist({str(to)!r}); b.build_wheel({str(to)!r})'
+        subprocess.run([sys.executable, '-c', code], cwd=source, env=os.environ | dict(SOURCE_DATE_EPOCH=when), check=True, umask=0o022,
+                       stdout=subprocess.DEVNULL)
+    for sdist in Path(to).glob('*.tar.gz'): settle(sdist, int(when))
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(to).iterdir())}
 
 def main():
+    if sys.argv[1:]==['digests']:
+        with tempfile.TemporaryDirectory() as to: return print(*(f'{digest}  {name}' for name,digest in build(to).items()), sep='\n')
     if found := [*hindrances()]: sys.exit('\n'.join(['no release yet:', *(f'- {sentence}' for sentence in found)]))
     subprocess.run(['bash', '.ci/run'], cwd=root, check=True)
     (root/'dist').mkdir(exist_ok=True)
     for old in (root/'dist').iterdir(): old.unlink()
     with tempfile.TemporaryDirectory() as again:
         digests,others = build(root/'dist'),build(again)
-    wheel = next(name for name in digests if name.endswith('.whl'))
-    if digests[wheel]!=others[wheel]: sys.exit(f'{wheel} differs when it is built again from the same commit: find out why')
+    for name in digests:
+        if digests[name]!=others[name]: sys.exit(f'{name} differs when it is built again from the same commit: find out why')
     subprocess.run([sys.executable, '.ci/try_install.py', 'wheel'], cwd=root, check=True)
     print(*(f'{digest}  dist/{name}' for name,digest in digests.items()), sep='\n')
     print('\nBuilt twice, with the same bytes. Before you go on:',
           '- `python .ci/try_install.py sdist` and `minima` passed since the last change of settings.ini or constraints.txt',
           '- the results that README and pages quote are those of `results/`, and CHANGELOG.md says what changed',
-          '- known weaknesses of the dependencies: `pip-audit -r constraints.txt`; a new one gets a newer minimum in settings.ini',
+          '- weaknesses and licences of what stands beneath: SECURITY.md says how to look; a new weakness gets a newer minimum in settings.ini',
           '\nThen, once and for all:', f'git tag -a v{version()} -m "fer_perturb {version()}"', f'git push origin v{version()}',
           'python -m twine upload dist/*', sep='\n')
 

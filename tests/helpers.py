@@ -1,25 +1,13 @@
 "What several test files need: a short training, and a model and loaders of a user"
-import pytest
 import torch
 from fastai.vision.all import DataLoader, DataLoaders
 from torch import nn
 from torch.utils.data import TensorDataset
 
 
-# as the extra `onnx` of settings.ini asks for
-writes_onnx = pytest.mark.skipif(tuple(map(int, torch.__version__.split('.')[:2]))<(2, 7),
-                                 reason='torch before 2.7 writes ONNX files that are wrong, or none')
-
 def quietly(learn, epochs=1, lr=2e-3):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn
-
-def skip_without_pretence():
-    "Under `FakeTensorMode`: leave the test where a GPU cannot be pretended"
-    try: torch.rand(1, device='cuda')[:1]
-    except RuntimeError as e: # torch 2.5 with CUDA, on a machine without its driver
-        if 'CUDA driver' not in str(e): raise
-        pytest.skip('this torch asks the CUDA driver even for a pretended GPU')
 
 class Own(nn.Module):
     "A colour model that timm does not know"

@@ -121,7 +121,6 @@ def test_ensembles(told, ours, theirs, weights, tmp_path):
     data = numbered(told, theirs)
     assert correct(predict_faces(load_learner(tmp_path/'both.pkl'), data), data.labels).all()
 
-@pytest.mark.skipif(tuple(map(int, torch.__version__.split('.')[:2]))<(2, 7), reason='torch before 2.7 writes ONNX files that are wrong, or none')
 @pytest.mark.parametrize('ours,theirs', some)
 def test_onnx(told, ours, theirs, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')

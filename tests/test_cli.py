@@ -12,8 +12,6 @@ import torch
 from fastcore.xtras import working_directory
 from PIL import Image
 
-from helpers import writes_onnx
-
 from fer_perturb import __version__
 from fer_perturb.answers import face_probabilities
 from fer_perturb.cli import COMMANDS, main
@@ -145,7 +143,7 @@ def test_a_model_is_evaluated_and_asked(shop, monkeypatch, capsys):
     assert main('explain face.png --model model.pkl'.split())==0 and Image.open('explain.png').size[0]>100
     assert main('predict face.png --model model.pkl --device cuda:9'.split())==2 and 'no device' in capsys.readouterr().err
 
-@pytest.mark.parametrize('to', [pytest.param('onnx', marks=writes_onnx), 'safetensors'])
+@pytest.mark.parametrize('to', ['onnx', 'safetensors'])
 def test_a_model_in_another_form_gives_the_same_answers(to, shop, monkeypatch, capsys):
     pytest.importorskip('onnxruntime')
     monkeypatch.chdir(shop)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import CrossEntropyLossFlat, Image, Learner, Normalize, load_learner
-from helpers import Own, colour_dls, quietly, writes_onnx
+from helpers import Own, colour_dls, quietly
 
 from fer_perturb.attention import add_attention
 from fer_perturb.backbones import create_backbone
@@ -17,7 +17,6 @@ from fer_perturb.loaders import face_block
 from fer_perturb.toyfaces import toy_faces
 from fer_perturb.weights import load_weights, save_weights
 
-@writes_onnx
 @pytest.mark.parametrize('kind', ['plain', 'P', 'ensemble'])
 def test_onnx_computes_the_same(kind, few, faces, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -33,7 +32,6 @@ def test_onnx_computes_the_same(kind, few, faces, tmp_path):
         assert torch.allclose(torch.from_numpy(got), expected[:n], atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map['vocab'])==list(faces.vocab)
 
-@writes_onnx
 def test_onnx_normalizes_as_the_loaders_do(tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     from fastai.vision.all import Normalize, Pipeline, TensorImage
@@ -46,7 +44,6 @@ def test_onnx_normalizes_as_the_loaders_do(tmp_path):
     mean,std = (torch.tensor(v)[:, None, None] for v in ([.2, .3, .4], [.5, .6, .7]))
     with torch.no_grad(): assert torch.allclose(torch.from_numpy(got), learn.model.eval()((images-mean)/std).softmax(1), atol=1e-5)
 
-@writes_onnx
 @pytest.mark.parametrize('size', [48, 64])
 @pytest.mark.parametrize('normalize', [False, True])
 def test_learner_onnx_and_weights_agree(normalize, size, tmp_path):

@@ -20,8 +20,6 @@ from fer_perturb.kmeans import cluster_maps, eq1_features, kmeans_plus_plus, llo
 from fer_perturb.learner import SmallFirst, attention_learner, perturb_learner
 from fer_perturb.perturb import Clusterer, ReclusterCallback, cluster_views, drop_cluster, keep_cluster, stack_clusters
 
-from helpers import skip_without_pretence
-
 
 class IndexRule(TorchFunctionMode):
     "An index lies on the CPU or with the tensor, as real GPUs want it"
@@ -35,7 +33,6 @@ class IndexRule(TorchFunctionMode):
 @pytest.fixture
 def pretended():
     with FakeTensorMode(allow_non_fake_inputs=False), IndexRule():
-        skip_without_pretence()
         yield 'cuda'
 
 @pytest.fixture
@@ -44,7 +41,6 @@ def table(faces, monkeypatch):
     for name in ('TensorFace', 'TensorMask', 'TensorCategory'): monkeypatch.setattr(loaders, name, lambda x: x) # a pretended tensor is no subclass
     dls = loaders.face_block(clusters=True).dataloaders(faces, bs=16)
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), IndexRule():
-        skip_without_pretence()
         yield SimpleNamespace(data=dls.train.data.to('cuda'), loader=dls.train, idxs=torch.arange(16, device='cuda'))
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fer_perturb.forms import forms
 from fer_perturb.graphs import GraphTraining, count_draws, train_together
 
-from helpers import skip_without_pretence
-
 
 def network():
     return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
@@ -67,7 +65,6 @@ def test_no_form_waits_for_the_gpu(form, monkeypatch):
     class Faces(SimpleNamespace):
         def __len__(self): return len(self.images)
     with FakeTensorMode(allow_non_fake_inputs=False):
-        skip_without_pretence()
         data = Faces(images=torch.zeros(40, 48, 48, dtype=torch.uint8), labels=torch.zeros(40, dtype=torch.int64), vocab=tuple('abcdefg'))
         with torch.device('cuda'): net = network()
         net.to = lambda **kwargs: net # pretended weights cannot change their layout

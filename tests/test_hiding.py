@@ -9,8 +9,6 @@ from fer_perturb.forms import Batch, DoubleBatch, FormCallback, SoftCrossEntropy
 from fer_perturb.learner import face_learner, perturb_learner
 from fer_perturb.loaders import face_block
 
-from helpers import skip_without_pretence
-
 
 @pytest.fixture
 def batch():
@@ -95,7 +93,6 @@ def test_all_numbers_come_from_draw(batch, name, monkeypatch):
 @pytest.mark.parametrize('name', list(forms))
 def test_on_a_pretended_gpu(name):
     with FakeTensorMode(allow_non_fake_inputs=False):
-        skip_without_pretence()
         b = Batch(torch.rand(8, 1, 48, 48, device='cuda'), torch.zeros(8, 48, 48, dtype=torch.uint8, device='cuda'), torch.rand(8, 7, device='cuda'), 3,
                   torch.rand((), device='cuda'))
         forms[name].apply(b)
