@@ -75,12 +75,14 @@ def finished(processes):
     return ends
 
 def test_two_processes_train_the_network_of_one(tmp_path, monkeypatch):
-    two = started(tmp_path, 2, 'two', '3')
+    two,again = started(tmp_path, 2, 'two', '3'),started(tmp_path, 1, 'again', '3')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['program.py', 'one', '3'])
     exec(compile(program, 'program.py', 'exec'), {'__name__': 'program'})
-    finished(two)
-    one,first,second = (torch.load(tmp_path/f'{name}.pt') for name in ('one.0', 'two.0', 'two.1'))
+    finished(two + again)
+    one,same,first,second = (torch.load(tmp_path/f'{name}.pt') for name in ('one.0', 'again.0', 'two.0', 'two.1'))
+    assert all(torch.equal(a, b) for a,b in zip(one['weights'], same['weights'])) and one['losses']==same['losses'] # one seed, another process
+    assert torch.equal(one['clusters'], same['clusters']) and torch.equal(one['centroids'], same['centroids'])
     assert all(torch.equal(a, b) for a,b in zip(first['weights'], second['weights'])) and first['values']==second['values']
     assert torch.equal(first['centroids'], second['centroids']) and torch.equal(first['clusters'], second['clusters'])
     assert torch.allclose(torch.tensor(one['losses']), torch.tensor(first['losses']), atol=1e-5)
@@ -92,7 +94,7 @@ def test_two_processes_train_the_network_of_one(tmp_path, monkeypatch):
 
 def test_a_killed_process_ends_the_other_with_a_message(tmp_path):
     first,second = started(tmp_path, 2, 'out', '2000')
-    assert first.stdout.readline().startswith('epoch')
+    assert any(line.startswith('epoch') for line in first.stdout) # older versions of PyTorch print lines of their own
     second.kill()
     begin = time.monotonic()
     out,err = first.communicate(timeout=60)
