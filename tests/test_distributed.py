@@ -70,7 +70,9 @@ def started(folder, n, *args):
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(n)]
 
 def finished(processes):
-    ends = [p.communicate(timeout=120) for p in processes]
+    try: ends = [p.communicate(timeout=300) for p in processes]
+    finally:
+        for p in processes: p.kill()
     assert not any(p.returncode for p in processes), ends
     return ends
 
