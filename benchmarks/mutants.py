@@ -35,14 +35,6 @@ def changed(node):
     if isinstance(node, (ast.AugAssign, ast.Delete)) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Call): return ast.Pass()
     if isinstance(node, ast.IfExp): return node.body
 
-def places(tree):
-    "Every (parent, field, number or None, node) that can be changed; annotations, decorators and texts are left alone"
-    for parent in ast.walk(tree):
-        for field,value in ast.iter_fields(parent):
-            if field in ('annotation', 'returns', 'decorator_list') or isinstance(parent, (ast.JoinedStr, ast.FormattedValue, ast.Raise)): continue
-            for number,node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(node, ast.AST) and changed(node): yield parent,field,number,node
-
 def in_texts(tree):
     "Nodes below annotations, decorators, formatted texts and raised errors"
     below = set()
@@ -52,11 +44,19 @@ def in_texts(tree):
         below |= {id(n) for top in tops for n in ast.walk(top)}
     return below
 
+def places(tree):
+    "Every (parent, field, number or None, node) that can be changed; annotations, decorators and texts are left alone"
+    texts = in_texts(tree)
+    for parent in ast.walk(tree):
+        if id(parent) in texts: continue
+        for field,value in ast.iter_fields(parent):
+            for number,node in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(node, ast.AST) and id(node) not in texts and changed(node): yield parent,field,number,node
+
 def mutant(source, rng):
     "A source with one change, and the change in words"
     tree = ast.parse(source)
-    texts = in_texts(tree)
-    parent,field,number,node = rng.choice([p for p in places(tree) if id(p[0]) not in texts and id(p[3]) not in texts])
+    parent,field,number,node = rng.choice([*places(tree)])
     new = ast.fix_missing_locations(ast.copy_location(changed(node), node))
     said = f'line {node.lineno}: {ast.unparse(node)}  ->  {ast.unparse(new)}'
     if number is None: setattr(parent, field, new)
@@ -94,8 +94,7 @@ def main():
     for name in ('fer_perturb', 'tests', 'benchmarks', 'nbs', 'results', '.ci'):
         shutil.copytree(root/name, folder/name, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('settings.ini', 'pyproject.toml'): shutil.copy(root/name, folder)
-    rooms,killed,survivors = options.rooms.split(','),0,[]
-    seconds = {}
+    rooms,seconds,survivors = options.rooms.split(','),{},[]
     for room in rooms:
         start = time.monotonic()
         if tested(folder, ROOMS[room], 900): raise SystemExit(f'the tests of {room} fail as they are')
@@ -108,10 +107,9 @@ def main():
         path.write_text(source, encoding='utf-8')
         status = tested(folder, ROOMS[room], 60+3*seconds[room])
         path.write_text(whole, encoding='utf-8')
-        killed += status!=0
         print(f'{i} {room}: {said}: {"survives" if status==0 else "killed"}', flush=True)
         if status==0: survivors.append(f'{room}, {said}')
     shutil.rmtree(folder)
-    print(f'{killed} of {options.mutants} mutants killed', *survivors, sep='\n')
+    print(f'{options.mutants-len(survivors)} of {options.mutants} mutants killed', *survivors, sep='\n')
 
 if __name__=='__main__': main()

@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 import traceback
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -61,6 +62,15 @@ def killed(f, args, seconds):
     os.kill(pid, signal.SIGKILL)
     return ended(pid)==-signal.SIGKILL
 
+def killed_until(kills, seed, base, f, arguments, seconds):
+    "Kill `f` at random moments, each time with a folder of its own, until `kills` came before its end; yields the folder of each try"
+    rng,in_time = random.Random(seed),0
+    for number in count():
+        if in_time==kills: return
+        folder = base/f'try{number}'
+        in_time += killed(f, arguments(folder), rng.random()*seconds)
+        yield folder
+
 def seconds_of(f, *args):
     start = time.perf_counter()
     if ended(started(f, *args)): raise RuntimeError(f'{f.__name__} fails without being killed')
@@ -68,35 +78,31 @@ def seconds_of(f, *args):
 
 def trainings(kills, seed=0, recipe='fit_quick', epochs=4):
     "How many trainings end with the right weights, of how many, until `kills` of them were killed before their end"
-    rng,base,faces = random.Random(seed),Path(tempfile.mkdtemp()),toy_faces(175)
+    base,faces = Path(tempfile.mkdtemp()),toy_faces(175)
     torch.set_num_threads(1)
     whole = base/'whole'
     seconds_of(train, base/'first', faces, recipe, epochs) # the first one in a process is slower
     length = seconds_of(train, whole, faces, recipe, epochs)
-    expected,right,tries,in_time = torch.load(whole/'final.pt'),0,0,0
-    while in_time<kills:
-        folder,tries = base/str(tries),tries+1
-        in_time += killed(train, (folder, faces, recipe, epochs), rng.random()*length)
+    expected,right = torch.load(whole/'final.pt'),[]
+    for folder in killed_until(kills, seed, base, train, lambda folder: (folder, faces, recipe, epochs), length):
         again = ended(started(train, folder, faces, recipe, epochs))
         found = torch.load(folder/'final.pt') if not again else []
         left = [p.name for p in folder.iterdir() if p.name not in ('training.pt', 'final.pt')]
-        right += len(found)==len(expected) and not left and all(torch.equal(a, b) for a,b in zip(found, expected))
-    return right,tries
+        right.append(len(found)==len(expected) and not left and all(torch.equal(a, b) for a,b in zip(found, expected)))
+    return sum(right),len(right)
 
 def readings(kills, seed=0, n=2800):
     "How many sets are right when they are read again, with nothing left over, of how many, until `kills` readings were killed before their end"
-    rng,base,faces = random.Random(seed),Path(tempfile.mkdtemp()),toy_faces(n)
+    base,faces = Path(tempfile.mkdtemp()),toy_faces(n)
     write_csv(faces, base/'faces.csv')
     seconds_of(read, base/'faces.csv', base/'first')
     length = seconds_of(read, base/'faces.csv', base/'whole')
-    kept,right,tries,in_time = sorted(p.suffix for p in (base/'whole').rglob('*') if p.is_file()),0,0,0
-    while in_time<kills:
-        cache,tries = base/f'cache{tries}',tries+1
-        in_time += killed(read, (base/'faces.csv', cache), rng.random()*length)
+    kept,right = sorted(p.suffix for p in (base/'whole').rglob('*') if p.is_file()),[]
+    for cache in killed_until(kills, seed, base, read, lambda cache: (base/'faces.csv', cache), length):
         found = read(base/'faces.csv', cache)
         left = sorted(p.suffix for p in cache.rglob('*') if p.is_file())
-        right += torch.equal(found.images, faces.images) and torch.equal(found.labels, faces.labels) and left==kept
-    return right,tries
+        right.append(torch.equal(found.images, faces.images) and torch.equal(found.labels, faces.labels) and left==kept)
+    return sum(right),len(right)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

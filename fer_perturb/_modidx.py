@@ -1198,6 +1198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fer_perturb.weights.shipped_weights': ('weights.html#shipped_weights', 'fer_perturb/weights.py'),
                                      'fer_perturb.weights.weights_header': ('weights.html#weights_header', 'fer_perturb/weights.py')},
             'fer_perturb.words': { 'fer_perturb.words.class_names': ('words.html#class_names', 'fer_perturb/words.py'),
+                                   'fer_perturb.words.complain': ('words.html#complain', 'fer_perturb/words.py'),
                                    'fer_perturb.words.is_missing': ('words.html#is_missing', 'fer_perturb/words.py'),
                                    'fer_perturb.words.known_class': ('words.html#known_class', 'fer_perturb/words.py'),
                                    'fer_perturb.words.looks_like_split': ('words.html#looks_like_split', 'fer_perturb/words.py'),

@@ -7,7 +7,7 @@ __all__ = ['face_size', 'face_probabilities', 'Answer', 'answer_photo', 'face_sa
            'answer_files', 'explain_file']
 
 # %% ../nbs/56_answers.ipynb #54000003
-import json, sys
+import json
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from .loaders import ToFace
 from .perturb import Clusterer
 from .photos import Faces, find_faces, show_answers
 from .saliency import saliency_maps
-from .words import printable
+from .words import complain
 
 # %% ../nbs/56_answers.ipynb #54000009
 def face_size(
@@ -140,7 +140,7 @@ def answer_files(
     for number,photo in enumerate(photos, 1):
         try: answer = answer_photo(learn, photo, smallest)
         except (ValueError, OSError) as e:
-            if not as_json: print(f'fer-perturb: {printable(str(e))}', file=sys.stderr)
+            if not as_json: complain(e)
             answers.append(dict(photo=str(photo), error=str(e)))
             status = 2
             continue

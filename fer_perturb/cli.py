@@ -17,7 +17,7 @@ from typing import Annotated
 from fastcore.script import anno_parser
 
 from . import __version__
-from .words import printable
+from .words import complain, printable
 
 # %% ../nbs/61_cli.ipynb #6100a001
 def command_parser(
@@ -275,7 +275,7 @@ def manners(
     "How a command speaks on the way"
     quiet,as_json = '--quiet' in words,'--json' in words
     def note(message, category, *args, **kwargs):
-        if issubclass(category, UserWarning) and not quiet: print(f'fer-perturb: {printable(str(message))}', file=sys.stderr)
+        if issubclass(category, UserWarning) and not quiet: complain(message)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.showwarning = note
@@ -303,5 +303,5 @@ def main(
         sys.stdout = open(os.devnull, 'w') # Python flushes it once more when it ends
         return 141
     except (ValueError, OSError, ImportError) as e:
-        print(f'fer-perturb: {printable(str(e))}', file=sys.stderr)
+        complain(e)
         return 2

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPLIT_WORDS', 'CLASS_SYNONYMS', 'split_words', 'looks_like_split', 'parts_of', 'known_class', 'class_names',
-           'is_missing', 'printable']
+           'is_missing', 'printable', 'complain']
 
 # %% ../nbs/06_words.ipynb #06de724f
-import difflib, re
+import difflib, re, sys
 from collections import Counter
 
 # %% ../nbs/06_words.ipynb #78ad5d8b
@@ -96,3 +96,10 @@ def printable(
 )->str: # its control characters are written as in Python
     "Text that a terminal shows and does not obey"
     return ''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text)
+
+# %% ../nbs/06_words.ipynb #complain
+def complain(
+    mistake, # an error, a warning, or a text
+):
+    "Say on standard error what was wrong, in the name of the command"
+    print(f'fer-perturb: {printable(str(mistake))}', file=sys.stderr)
