@@ -7,7 +7,6 @@ __all__ = ['face_size', 'face_probabilities', 'Answer', 'answer_photo', 'face_sa
            'answer_files', 'explain_file']
 
 # %% ../nbs/56_answers.ipynb #54000003
-import json
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from .loaders import ToFace
 from .perturb import Clusterer
 from .photos import Faces, find_faces, show_answers
 from .saliency import saliency_maps
-from .words import complain
+from .words import complain, json_text
 
 # %% ../nbs/56_answers.ipynb #54000009
 def face_size(
@@ -149,7 +148,7 @@ def answer_files(
         if out is None: continue
         name = f'{number:0{len(str(len(photos)))}}_{Path(photo).stem}.png'
         write_figure(answer.show(), Path(out)/name)
-    if as_json: return json.dumps(answers, indent=1, ensure_ascii=False),status
+    if as_json: return json_text(answers),status
     return '\n'.join(a for a in answers if isinstance(a, str)),status
 
 # %% ../nbs/56_answers.ipynb #54000034

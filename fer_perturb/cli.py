@@ -17,7 +17,7 @@ from typing import Annotated
 from fastcore.script import anno_parser
 
 from . import __version__
-from .words import complain, printable
+from .words import complain, printable, say
 
 # %% ../nbs/61_cli.ipynb #6100a001
 def command_parser(
@@ -293,7 +293,7 @@ def main(
         with manners(words): result = call_command(words)
         if isinstance(result, str): result = result,0
         text,status = result if isinstance(result, tuple) else ('', int(result or 0))
-        if text: print(text)
+        if text: say(text)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from .masks import occlude_images
 from .quality import twin_elsewhere
 from .readers import load_faces
 from .toyfaces import toy_faces
+from .words import say
 
 # %% ../nbs/55_demo.ipynb #8cf79d89
 def attention_report(
@@ -144,7 +145,7 @@ def covered_lesson(
 def _demo_faces(data, n_faces, seed):
     "Toy faces or others, after a look at whether they have all that the demo needs"
     faces = toy_faces(n_faces, seed=seed) if data is None else load_faces(data)
-    print(f'{"Toy faces" if data is None else data}: {faces}', flush=True)
+    say(f'{"Toy faces" if data is None else data}: {faces}')
     empty = [usage for usage in USAGES if not len(faces.part(usage))]
     if empty: raise ValueError(f'{data} has no {" and no ".join(empty)} images: the demo needs all three parts')
     return faces
@@ -168,7 +169,7 @@ def _part_tables(usage, part, learners, single):
     change,low,high = accuracy_change(baseline, predictor, part.labels)
     print(f'\n{usage} ({len(part):,} images)\n{result[usage].to_string()}')
     print(f'change: {change:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})')
-    print(result[f'{usage} change'].to_string(float_format='{:+.1f}'.format))
+    say(result[f'{usage} change'].to_string(float_format='{:+.1f}'.format))
     if single.all(): return result
     alone = {name: p[single] for name,p in probabilities.items()}
     result[f'{usage} twin-free'] = summary_table(alone, part.labels.cpu()[single])
@@ -234,10 +235,10 @@ def demo(
     _save_figures(out, faces, learners, public, sets)
     predictor.path = out
     predictor.export('predictor.pkl')
-    print(f"\nFigures in {out}: clusters.png (the paper's Figure 4), classes.png (Figure 3), confusion.png,\n"
-          'scheme.png (one face a row: attention, clusters, each cluster hidden), '
-          'covered.png (what the last table is about)\n'
-          f"The predictor: load_learner('{out}/predictor.pkl')")
+    say(f"\nFigures in {out}: clusters.png (the paper's Figure 4), classes.png (Figure 3), confusion.png,\n"
+        'scheme.png (one face a row: attention, clusters, each cluster hidden), '
+        'covered.png (what the last table is about)\n'
+        f"The predictor: load_learner('{out}/predictor.pkl')")
     print('One short run with one seed: an example of the method, not a result about it.' if not toys else
           'Toy faces prove that the machinery works. They prove nothing about the paper: for that, give FER2013.')
     return result

@@ -25,6 +25,7 @@ from .experiments import Results, same_labels
 from .material import landmark_parts
 from .readers import write_beside
 from .runs import Run, check_fair, grids, map_fields
+from .words import say
 
 # %% ../nbs/54_findings.ipynb #9e33e262
 def variants(
@@ -304,7 +305,7 @@ def show_table(
     if number.isdecimal(): table = paper_table(int(number), found, usage)
     elif number=='landmarks': table = landmark_table(found, usage)
     else: table = comparison(number, usage=usage, results=found)
-    print(f'{usage}\n{table.to_string()}')
+    say(f'{usage}\n{table.to_string()}')
 
 # %% ../nbs/54_findings.ipynb #800ffea2
 def write_figure(

@@ -23,6 +23,7 @@ from torch import Tensor
 from .data import FERData
 from .landmarks import Landmarks, find_landmarks, fit_mean_face, landmark_groups
 from .readers import load_faces, progress
+from .words import say
 from .writers import write_kaggle
 
 # %% ../nbs/22_masks.ipynb #721d0bf2
@@ -485,4 +486,4 @@ def mask_set(
     if kind not in OCCLUSIONS: raise ValueError(f'nothing is called {kind!r}: choose one of {", ".join(OCCLUSIONS)}')
     data = load_faces(source, size)
     write_kaggle(occlude(data, kind, seed=seed), out)
-    print(f'{out}: {data}, with {kind}')
+    say(f'{out}: {data}, with {kind}')

@@ -29,7 +29,7 @@ from .images import each_once, image_suffixes, read_image, to_gray, whites_of
 from .layout import find_parts, read_layout
 from .split import fill_usage, twin_across
 from .tables import COLUMNS, csv_rows, find_column, parse_pixels, quoted, whole_number
-from .words import class_names, is_missing, known_class, looks_like_split, parts_of, split_words
+from .words import class_names, is_missing, known_class, looks_like_split, parts_of, say, split_words
 
 # %% ../nbs/11_readers.ipynb #ed2dcc07
 @dataclass
@@ -225,7 +225,7 @@ def finish_set(
     how = parsed.how if not drawn else f'{parsed.how}, the rest drawn' if parsed.how else 'drawn'
     clauses = [f'{len(usage):,} images', f'{len(parsed.vocab)} classes: {_counts(parsed.vocab, parsed.labels)}',
                f'parts {how}: {_counts(USAGES, usage)}' + (f' ({known})' if known else ''), *parsed.said]
-    print(f'{Path(source).name}: {"; ".join(clauses)}')
+    say(f'{Path(source).name}: {"; ".join(clauses)}')
     tensors = map(torch.from_numpy, (parsed.images, parsed.labels, usage))
     data = FERData(*tensors, parsed.names, parsed.vocab)
     return data if kept is None else data.with_columns(groups=kept)

@@ -71,8 +71,8 @@ def name(self:Run)->str: # ten characters
 def phase1(self:Run): # the run of the frozen attention network; None if there is none
     "What has to be trained before"
     if not self.needs_maps or self.maps!='frozen': return None
-    shared = {f: getattr(self, f) for f in ('seed', 'part', 'arch', 'faces', 'recipe', 'bs', 'augment')}
-    return Run(epochs=self.phase1_epochs, optimizer='adamw', attend=True, **shared) # gates start late with SGD
+    shared = {f: getattr(self, f) for f in ('seed', 'part', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment')}
+    return Run(epochs=self.phase1_epochs, attend=True, **shared)
 
 # %% ../nbs/47_runs.ipynb #8a1af153
 @patch(as_prop=True)
@@ -88,17 +88,17 @@ def cost(self:Run)->int: # epochs of its own, times views, and those of phase 1
     return self.epochs*self.views + (self.phase1.epochs if self.phase1 else 0)
 
 # %% ../nbs/47_runs.ipynb #09c91007
-same = ('part', 'epochs', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment')
+same = ('part', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment')
 
 def check_fair(
     runs:list, # of `Run`, to be compared with each other
 ):
-    "An error names what differs that must not"
-    for name in same:
+    "An error names what differs that must not; epochs are equal if the predictors' are, or those of all phases together"
+    for name in same + ('epochs',) if len({r.cost for r in runs})>1 else same:
         values = sorted({getattr(r, name) for r in runs}, key=str)
         if len(values)>1:
             raise ValueError(f'these runs differ in {name} ({", ".join(map(str, values))}): '
-                             f'compare runs that are equal in {", ".join(same)}')
+                             f'compare runs that are equal in {", ".join(same)} and epochs')
 
 # %% ../nbs/47_runs.ipynb #d6221a9c
 def run_title(
@@ -141,9 +141,12 @@ def _parts():
 architectures = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')
 
 def _backbones():
-    "Tables 1, 2 and 3: all networks, baseline and P; the baseline gets the epochs of phase 1, too"
-    return [Run(form, epochs=8, phase1_epochs=4, arch=a, probabilities=True) for a in architectures
-        for form in ('plain', 'own', 'foreign')]
+    "Tables 1, 2 and 3 on a CPU; the baseline gets the epochs of phase 1, too, and the slowest network half of all epochs"
+    def budget(arch, form):
+        long,short = (4, 2) if arch=='slim_resmasking' else (8, 4)
+        return dict(epochs=long+short*(form=='plain'), phase1_epochs=short)
+    return [Run(form, arch=a, optimizer='muon', bs=128, probabilities=True, **budget(a, form))
+        for names in (('plain', 'own'), ('foreign',)) for a in architectures for form in names]
 
 # %% ../nbs/47_runs.ipynb #b66087b8
 def _self():

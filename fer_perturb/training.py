@@ -25,6 +25,7 @@ from .learner import attention_learner, face_learner, perturb_learner, quick_aug
 from .loaders import face_block
 from .material import Material
 from .records import write_json
+from .words import json_text
 
 # %% ../nbs/57_training.ipynb #55000010
 FORMS = ('p', 'plain')
@@ -132,6 +133,6 @@ def written(self:Evaluation,
 )->str: # tables, or the scores as JSON
     "Write the confusion matrix, and say the rest"
     write_figure(self.figure, out)
-    if as_json: return json.dumps(self.scores | dict(confusion=str(out)), indent=1)
+    if as_json: return json_text(self.scores | dict(confusion=str(out)))
     text = f'{self.table.to_string()}\n\naccuracy of each class in %\n{self.classes.to_string()}'
     return f'{text}\n\n{out}: confusion matrix'

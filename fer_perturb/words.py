@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPLIT_WORDS', 'CLASS_SYNONYMS', 'split_words', 'looks_like_split', 'parts_of', 'known_class', 'class_names',
-           'is_missing', 'printable', 'complain']
+           'is_missing', 'printable', 'say', 'complain', 'json_text']
 
 # %% ../nbs/06_words.ipynb #06de724f
-import difflib, re, sys
+import difflib, json, re, sys
 from collections import Counter
 
 # %% ../nbs/06_words.ipynb #78ad5d8b
@@ -97,9 +97,24 @@ def printable(
     "Text that a terminal shows and does not obey"
     return ''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text)
 
+# %% ../nbs/06_words.ipynb #say
+def say(
+    *texts, # what `print` takes
+    file=None, # standard output if None
+):
+    "Print what may hold names of files and classes"
+    print(printable(' '.join(map(str, texts))), file=file, flush=True)
+
 # %% ../nbs/06_words.ipynb #complain
 def complain(
     mistake, # an error, a warning, or a text
 ):
     "Say on standard error what was wrong, in the name of the command"
-    print(f'fer-perturb: {printable(str(mistake))}', file=sys.stderr)
+    say(f'fer-perturb: {mistake}', file=sys.stderr)
+
+# %% ../nbs/06_words.ipynb #json-text
+def json_text(
+    value, # of lists, dicts, texts and numbers
+)->str: # ASCII
+    "JSON that any terminal shows and any program reads"
+    return json.dumps(value, indent=1).replace('\x7f', r'\u007f') # the one control character that JSON lets through

@@ -17,7 +17,7 @@ from .archives import is_junk
 from .data import EMOTIONS, USAGES, FERData
 from .quality import flat_images, twin_elsewhere
 from .readers import Choices, finish_set, progress, read_faces, read_set, write_beside
-from .words import is_missing, known_class, split_words
+from .words import is_missing, known_class, say, split_words
 
 # %% ../nbs/16_writers.ipynb #5be09560
 def kaggle_path(
@@ -105,7 +105,7 @@ def _print_defects(data, parsed):
         print(f'  {"near twins" if near else "twins"} across parts: {counts}')
     bad = parsed.unreadable if parsed else []
     print(f'  unreadable files: {len(bad):,}')
-    for sentence in bad[:10]: print(f'    {sentence}')
+    for sentence in bad[:10]: say(f'    {sentence}')
 
 # %% ../nbs/16_writers.ipynb #13875bb5
 def show_data(
@@ -120,11 +120,11 @@ def show_data(
         warnings.simplefilter('always')
         parsed = None if source.suffix=='.npz' else read_set(source, Choices(size, skip=True))
         data = read_faces(source) if parsed is None else finish_set(parsed, source)
-    if parsed is None: print(f'{source.name}: {data}')
+    if parsed is None: say(f'{source.name}: {data}')
     print(f'  form: {parsed.form if parsed else "a file of save_faces"}')
-    for text in dict.fromkeys(str(w.message) for w in caught): print(f'  note: {text}')
+    for text in dict.fromkeys(str(w.message) for w in caught): say(f'  note: {text}')
     _print_defects(data, parsed)
     if to:
         (write_csv(data, to) if str(to).lower().endswith('.csv') else write_kaggle(_distinct(data), to))
-        print(f'  written: {to}')
+        say(f'  written: {to}')
     return data

@@ -1,5 +1,6 @@
 "The command: help at once, one sentence for a mistake, and the whole scheme on a few faces"
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -174,3 +175,18 @@ def test_no_word_commands_the_terminal(words, capsys):
     except SystemExit as e: status = e.code
     said = ''.join(capsys.readouterr())
     assert status==2 and r'a\x7f\x1b[31m' in said and said.replace('\n', '').isprintable()
+
+def test_no_name_commands_the_terminal(shop, monkeypatch, capsys):
+    monkeypatch.chdir(shop)
+    odd = os.fsdecode(b'a\x7f\x1b[31m\xff.png')
+    Image.fromarray(toy_faces(70, seed=9).images[3].numpy()).save(odd)
+    assert main(['predict', odd, '--model', 'model.pkl', '--json'])==0
+    text = capsys.readouterr().out
+    assert text.isascii() and text.replace('\n', '').isprintable() and json.loads(text)[0]['photo']==odd
+    assert main(['predict', odd, '--model', 'model.pkl'])==0
+    assert r'a\x7f\x1b[31m\udcff.png: a picture' in capsys.readouterr().out
+    write_kaggle(toy_faces(70, seed=3), shop/'odd set')
+    for happy in (shop/'odd set').glob('*/happy'): happy.rename(happy.with_name('hap\x1b[2Jpy'))
+    assert main(['data', 'odd set'])==0
+    said = capsys.readouterr().out
+    assert r'hap\x1b[2Jpy' in said and '\x1b' not in said
