@@ -1,10 +1,11 @@
 """What stands beneath the package: every distribution that it brings here, with version and licence, and those whose licence a person has to read."""
 import re
-from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from settings import settings
 
 root = Path(__file__).resolve().parent.parent
 # what is looked for in a licence, and what it means for those who pass the package on
@@ -41,9 +42,7 @@ def to_read(said):
     return next((meaning for meaning,pattern in families.items() if re.search(pattern, said, re.I)), None)
 
 def main():
-    config = ConfigParser(delimiters=['='])
-    config.read(root/'settings.ini', encoding='utf-8')
-    wanted = [w for key,value in config['DEFAULT'].items() if key.endswith('requirements') and key not in ('dev_requirements', 'bench_requirements')
+    wanted = [w for key,value in settings(root).items() if key.endswith('requirements') and key not in ('dev_requirements', 'bench_requirements')
               for w in value.split()]
     found = brought(wanted)
     missing = {plain(Requirement(w).name) for w in wanted} - found.keys()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from pages import is_title, read, settings, source, title
+from pages import is_title, read, source, title
+from settings import settings
 
 here = Path(__file__).resolve().parent.parent
 

@@ -6,12 +6,12 @@ import json
 import posixpath
 import re
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import yaml
 
 from check_files import sidebar_pages
+from settings import settings
 
 here = Path(__file__).resolve().parent.parent
 install_title = '#@title Install fer_perturb'
@@ -69,17 +69,6 @@ def title(notebook, page):
     heading = next((source(c) for c in notebook['cells'] if is_title(c)), None)
     if heading is None: raise ValueError(f'nbs/{page}: no title: begin the first markdown cell with "# "')
     return heading.partition('\n')[0][2:].strip()
-
-def settings(root):
-    "What settings.ini says"
-    config = ConfigParser(delimiters=['='])
-    config.read(root/'settings.ini', encoding='utf-8')
-    url = config['DEFAULT'].get('git_url', '').strip()
-    if url and not url.startswith('https://'): raise ValueError(f'settings.ini: git_url is {url}: give an address that begins with https://, or leave it empty')
-    # nbdev takes the address from there
-    other = re.search(r'^Repository *= *"(.*?)/?"', (root/'pyproject.toml').read_text(encoding='utf-8') if (root/'pyproject.toml').exists() else '', re.M)
-    if other and url and other[1]!=url.rstrip('/'): raise ValueError(f'settings.ini says that the repository lies at {url}, pyproject.toml that it lies at {other[1]}: one of them is wrong')
-    return config['DEFAULT']
 
 def imported(cells):
     "First part of the names of all modules that these cells import"

@@ -43,14 +43,14 @@ def settle(sdist, when):
             m.mode = 0o755 if m.isdir() or m.mode & stat.S_IXUSR else 0o644
             packed.addfile(m, io.BytesIO(content))
 
-def build(to, folder=root):
-    "Wheel and sdist of the last commit, and their digests; its time stands for that of all files"
+def build(to, folder=root, python=sys.executable):
+    "Wheel and sdist of the last commit, and their digests; its time stands for that of all files; `python` has setuptools"
     with tempfile.TemporaryDirectory() as tmp:
         source = Path(tmp)/'source'
         subprocess.run(['git', '-c', 'core.autocrlf=false', 'clone', '-q', folder, source], check=True, umask=0o022) # a wheel keeps modes
         when = said('git', 'log', '-1', '--format=%ct', folder=source)
         code = f'from setuptools import build_meta as b; b.build_sdist({str(to)!r}); b.build_wheel({str(to)!r})'
-        subprocess.run([sys.executable, '-c', code], cwd=source, env=os.environ | dict(SOURCE_DATE_EPOCH=when), check=True, umask=0o022,
+        subprocess.run([python, '-c', code], cwd=source, env=os.environ | dict(SOURCE_DATE_EPOCH=when), check=True, umask=0o022,
                        stdout=subprocess.DEVNULL)
     for sdist in Path(to).glob('*.tar.gz'): settle(sdist, int(when))
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(to).iterdir())}
@@ -66,7 +66,7 @@ def main():
         digests,others = build(root/'dist'),build(again)
     for name in digests:
         if digests[name]!=others[name]: sys.exit(f'{name} differs when it is built again from the same commit: find out why')
-    subprocess.run([sys.executable, '.ci/try_install.py', 'wheel'], cwd=root, check=True)
+    subprocess.run([sys.executable, '.ci/try_install.py', 'wheel', '--dist', 'dist'], cwd=root, check=True)
     print(*(f'{digest}  dist/{name}' for name,digest in digests.items()), sep='\n')
     print('\nBuilt twice, with the same bytes. Before you go on:',
           '- `python .ci/try_install.py sdist` and `minima` passed since the last change of settings.ini or constraints.txt',

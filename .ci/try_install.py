@@ -1,5 +1,5 @@
-"""What is delivered, tried in a fresh environment: `wheel` and `sdist` install what is built and run the README's Python lines; `sdist` then
-runs the tests of the unpacked archive, and `minima` does so with the oldest versions that settings.ini allows. Needs git and the network."""
+"""What is delivered, tried in a fresh environment: `wheel` and `sdist` install what is built of the last commit and run the README's Python lines;
+`sdist` then runs the tests of the unpacked archive, and `minima` does so with the oldest versions that settings.ini allows. Needs the network."""
 import argparse
 import os
 import re
@@ -9,10 +9,10 @@ import sys
 import tarfile
 import tempfile
 import venv
-from configparser import ConfigParser
 from pathlib import Path
 
-root = Path(__file__).resolve().parent.parent
+from release import build, root
+from settings import settings
 
 def run(*args, **options):
     "Run a command, say it first; leaves with a sentence if it fails"
@@ -20,22 +20,10 @@ def run(*args, **options):
     code = subprocess.run([str(a) for a in args], **options).returncode
     if code: sys.exit(f'this failed with status {code}: {" ".join(map(str, args))}')
 
-def clean_copy(to):
-    "All files that git would have; leftovers of earlier builds could end up in a new one"
-    out = subprocess.run(['git', 'ls-files', '-zco', '--exclude-standard'], cwd=root, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, out.split('\0')):
-        if not (root/name).is_file(): continue
-        (to/name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root/name, to/name, follow_symlinks=False)
-
-def settings():
-    config = ConfigParser(delimiters=['='])
-    config.read(root/'settings.ini', encoding='utf-8')
-    return config['DEFAULT']
-
 def minima(*extras):
     "The lowest version of each requirement, as pip takes it"
-    wanted = ' '.join([settings()['requirements'], *(settings()[f'{extra}_requirements'] for extra in extras)]).split()
+    config = settings(root)
+    wanted = ' '.join([config['requirements'], *(config[f'{extra}_requirements'] for extra in extras)]).split()
     return list(dict.fromkeys(w.replace('>=', '==') for w in wanted))
 
 def torch_first(what):
@@ -50,31 +38,29 @@ def readme_lines():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('what', choices=['wheel', 'sdist', 'minima', 'print'], help='print: show the oldest versions and do nothing')
+    parser.add_argument('--dist', type=Path, help='a folder that holds wheel and sdist, which are tried then (default: they are built)')
     parser.add_argument('--folder', type=Path, help='where to work, kept afterwards (default: a temporary folder)')
     options = parser.parse_args()
     if options.what=='print': return print(*minima('dev', 'masks'), sep='\n')
     with tempfile.TemporaryDirectory() as tmp:
         tmp = (options.folder or Path(tmp)).resolve()
-        source,env,dist,empty = (tmp/name for name in ('source', 'env', 'dist', 'empty'))
-        for folder in (source, dist, empty):
+        env,empty,built = (tmp/name for name in ('env', 'empty', 'dist'))
+        for folder in (empty, built):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        clean_copy(source)
         venv.create(env, with_pip=True)
         python,bin = env/'bin'/'python',env/'bin'
         pip = python,'-m','pip','install','-q','--disable-pip-version-check'
         run(*pip, *torch_first(options.what))
         run(*pip, 'setuptools>=77')
         run(python, '-m', 'pip', 'uninstall', '-q', '-y', 'fer_perturb', stderr=subprocess.DEVNULL) # where the folder is used again
-        run(python, '-c', f'from setuptools import build_meta; build_meta.build_sdist({str(dist)!r})', cwd=source, stdout=subprocess.DEVNULL)
-        sdist, = dist.glob('*.tar.gz')
+        if not options.dist: build(built, python=python)
+        found = options.dist or built
+        (sdist,),(wheel,) = found.glob('*.tar.gz'),found.glob('*.whl')
         clean = {k: v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
         clean['PATH'] = os.pathsep.join([str(bin), clean['PATH']])
         if options.what=='minima': run(*pip, *minima('dev', 'masks'), sdist, env=clean)
-        else:
-            run(python, '-m', 'pip', 'wheel', '-q', '--disable-pip-version-check', '--no-deps', '-w', dist, sdist, env=clean)
-            wheel, = dist.glob('*.whl')
-            run(*pip, wheel if options.what=='wheel' else sdist, env=clean)
+        else: run(*pip, wheel if options.what=='wheel' else sdist, env=clean)
         for command in ([bin/'fer-perturb'], [python, '-m', 'fer_perturb']): run(*command, '--help', cwd=empty, env=clean, stdout=subprocess.DEVNULL)
         (empty/'lines.py').write_text(readme_lines(), encoding='utf-8')
         run(python, 'lines.py', cwd=empty, env=clean, stdout=subprocess.DEVNULL) # hundreds of steps of progress bars

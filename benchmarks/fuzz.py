@@ -29,6 +29,7 @@ from fer_perturb.kmeans import cluster_maps, eq1_features, kmeans, shared_centro
 from fer_perturb.labels import VOTES, ferplus
 from fer_perturb.perturb import Clusterer, cluster_views, drop_cluster, keep_cluster, stack_clusters
 from fer_perturb.toyfaces import toy_faces
+from fer_perturb.words import printable
 
 class Hang(BaseException): pass
 
@@ -219,7 +220,8 @@ def fuzz_cli(rng):
             try: return cli.main(words)
             except SystemExit as e: return e.code or 0
     def check(status):
-        said = err.getvalue() or ''.join(f'fer-perturb: {a["error"]}' for a in answers(out.getvalue()) if 'error' in a)
+        if any(c in out.getvalue()+err.getvalue() for c in '\x7f\x1b'): return 'a control character'
+        said = err.getvalue() or printable(''.join(f'fer-perturb: {a["error"]}' for a in answers(out.getvalue()) if 'error' in a))
         if status not in (0, 1, 2): return f'status {status}'
         if status==2 and not ('fer-perturb' in said and is_sentence(said[-800:])): return f'status 2 and no sentence: {said[-300:]!r}'
         if 'Traceback' in said: return said[-300:]

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 def check(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent/'.ci'/f'{name}.py')
+    folder = Path(__file__).parent.parent/'.ci'
+    spec = importlib.util.spec_from_file_location(name, folder/f'{name}.py')
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(folder)
+        spec.loader.exec_module(module)
     return module
 
 @pytest.mark.parametrize('line, said', [
