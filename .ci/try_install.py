@@ -1,5 +1,5 @@
-"""What is delivered, tried in a fresh environment: `wheel` and `sdist` install what is built of the last commit and run the README's Python lines;
-`sdist` then runs the tests of the unpacked archive, and `minima` does so with the oldest versions that settings.ini allows. Needs the network."""
+"""What is delivered, tried in a fresh environment: `wheel` and `sdist` install what is built of the last commit and run the README's Python lines,
+`wheel` its commands for a photo, too; `sdist` then runs the tests of the unpacked archive, and `minima` does so with the oldest versions that settings.ini allows. Needs the network."""
 import argparse
 import os
 import re
@@ -8,6 +8,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+import urllib.error
+import urllib.request
 import venv
 from pathlib import Path
 
@@ -35,6 +38,28 @@ def readme_lines():
     "The Python code of README.md"
     return '\n'.join(re.findall(r'^```python\n(.*?)^```', (root/'README.md').read_text(encoding='utf-8'), flags=re.M|re.S))
 
+def readme_extras():
+    "What the README's install line asks for, as in `[masks,explore]`"
+    return re.search(r"^pip install '\.(\[.*?\])'", (root/'README.md').read_text(encoding='utf-8'), flags=re.M)[1]
+
+def try_commands(bin, folder, env):
+    "What the README says about a photo: two commands that answer, and one that serves a page"
+    code = "from PIL import Image; from fer_perturb.photos import toy_scene; Image.fromarray(toy_scene(['happy'], [100], [0], seed=7).image).save('photo.jpg')"
+    run(bin/'python', '-c', code, cwd=folder, env=env)
+    for name in ('predict', 'explain'): run(bin/'fer-perturb', name, 'photo.jpg', cwd=folder, env=env)
+    with subprocess.Popen([bin/'fer-perturb', 'explore'], cwd=folder, env=env | dict(BROWSER='true'), stdout=subprocess.PIPE, text=True) as served:
+        try:
+            address = re.match(r'http://\S+', served.stdout.readline())[0]
+            for _ in range(60):
+                time.sleep(1)
+                try: status = urllib.request.urlopen(address, timeout=120).status
+                except urllib.error.HTTPError as e: status = e.code
+                except OSError: continue
+                break
+            if status!=200: sys.exit(f'fer-perturb explore: the page answers with status {status}')
+            print(f'+ fer-perturb explore: {address} answers')
+        finally: served.terminate()
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('what', choices=['wheel', 'sdist', 'minima', 'print'], help='print: show the oldest versions and do nothing')
@@ -60,11 +85,12 @@ def main():
         clean = {k: v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
         clean['PATH'] = os.pathsep.join([str(bin), clean['PATH']])
         if options.what=='minima': run(*pip, *minima('dev', 'masks'), sdist, env=clean)
-        else: run(*pip, wheel if options.what=='wheel' else sdist, env=clean)
+        else: run(*pip, f'{wheel}{readme_extras()}' if options.what=='wheel' else sdist, env=clean)
         for command in ([bin/'fer-perturb'], [python, '-m', 'fer_perturb']): run(*command, '--help', cwd=empty, env=clean, stdout=subprocess.DEVNULL)
         (empty/'lines.py').write_text(readme_lines(), encoding='utf-8')
         run(python, 'lines.py', cwd=empty, env=clean, stdout=subprocess.DEVNULL) # hundreds of steps of progress bars
-        if options.what!='wheel':
+        if options.what=='wheel': try_commands(bin, empty, clean)
+        else:
             with tarfile.open(sdist) as archive: archive.extractall(tmp, filter='data')
             unpacked = tmp/sdist.name.removesuffix('.tar.gz')
             if options.what=='sdist': run(*pip, f'{sdist}[dev]', env=clean)

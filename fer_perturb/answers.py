@@ -93,11 +93,12 @@ def face_saliency(
     learn:Learner, # trained
     images:Tensor, # (n,h,w) uint8
 )->Tensor: # (n,h,w) uint8, scaled for each face
-    "Where a learner looks: its attention, or the gradient where it has none"
+    "Where a learner looks: its attention, or where it has none what the pixels add to the answer (integrated gradients)"
     clusterer = getattr(getattr(learn, 'recluster', None), 'clusterer', None)
     for model in (getattr(clusterer, 'model', None), learn.model):
         if model is not None and has_attention(model): return saliency_maps(model, images[:,None])
-    return input_saliency(learn, images).mul(255).round().byte()
+    side = images.shape[-1]//7 | 1 # pixels that are averaged: with fewer, clusters fall to pieces
+    return input_saliency(learn, images, 'integrated', smooth=side).mul(255).round().byte()
 
 # %% ../nbs/56_answers.ipynb #54000025
 def face_clusters(

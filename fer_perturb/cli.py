@@ -8,7 +8,7 @@ __all__ = ['COMMANDS', 'command_parser', 'new_file', 'predict', 'explain', 'trai
            'main']
 
 # %% ../nbs/61_cli.ipynb #33eb1b8f
-import argparse, os, shutil, sys, warnings
+import argparse, difflib, os, shutil, sys, warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from inspect import signature
 from pathlib import Path
@@ -235,10 +235,27 @@ def figure(
     from fer_perturb.findings import save_figure
     save_figure(number, results, out)
 
+# %% ../nbs/61_cli.ipynb #meant
+def _meant(word, known):
+    "A guess at a misspelt word, for the end of a sentence"
+    near = difflib.get_close_matches(word, known, n=1)
+    return f': did you mean {near[0]}?' if near else ''
+
 # %% ../nbs/61_cli.ipynb #command-words
 class CommandWords(argparse.ArgumentParser):
-    "A parser whose complaints are `printable`"
+    "A parser whose complaints are `printable`, name the sub-command, and guess what a word was meant to be"
+    commands = {} # of sub-commands: {name: parser}
     def exit(self, status=0, message=None): super().exit(status, message and printable(message))
+    def parse_known_args(self, args=None, namespace=None):
+        first = args[0] if args else '-'
+        if self.commands and not first.startswith('-') and first not in self.commands:
+            self.error(f'no command is called {first!r}{_meant(first, self.commands)}; fer-perturb --help lists all')
+        return super().parse_known_args(args, namespace)
+    def parse_args(self, args=None, namespace=None):
+        options,left = self.parse_known_args(args, namespace)
+        parser = self.commands.get(getattr(options, 'command', None), self)
+        if left: parser.error(f'unrecognized arguments: {" ".join(left)}{_meant(left[0], parser._option_string_actions)}')
+        return options
 
 # %% ../nbs/61_cli.ipynb #ebdf9559
 _commands = predict,explain,train,evaluate,export,explore,demo,data,mask,run,runs,table,figure
@@ -250,6 +267,7 @@ def main_parser()->argparse.ArgumentParser: # its `command` is a key of `COMMAND
     parser = CommandWords(prog='fer-perturb', description=what)
     parser.add_argument('--version', action='version', version=f'fer-perturb {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', title='commands')
+    parser.commands = commands.choices
     for name,command in COMMANDS.items():
         made = command_parser(command)
         commands.add_parser(name, help=made.description, description=made.description, parents=[made],
@@ -289,6 +307,9 @@ def main(
 )->int: # exit status: 0, 1 if something is missing, 2 after a mistake, 130 after Ctrl-C, 141 if nobody reads on
     "Run a sub-command; a mistake is one sentence, not a traceback"
     words = sys.argv[1:] if args is None else list(args)
+    if not words: # nothing was asked
+        print(main_parser().format_help())
+        return 1
     try:
         with manners(words): result = call_command(words)
         if isinstance(result, str): result = result,0
@@ -302,6 +323,6 @@ def main(
     except BrokenPipeError:
         sys.stdout = open(os.devnull, 'w') # Python flushes it once more when it ends
         return 141
-    except (ValueError, OSError, ImportError) as e:
-        complain(e)
-        return 2
+    except MemoryError: complain('this needs more memory than there is: give fewer or smaller images')
+    except (ValueError, OSError, ImportError) as e: complain(e)
+    return 2

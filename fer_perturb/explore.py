@@ -439,12 +439,13 @@ def _make_controls(self:Page):
 @patch
 def _make_sliders(self:Page, layout):
     "The numbers of a `Look`"
-    def slider(kind, name, value, low, high, step):
-        return kind(value=value, min=low, max=high, step=step, description=name, layout=layout)
-    self.sliders = dict(n_clusters=slider(widgets.IntSlider, 'Clusters n', Look.n_clusters, 1, 6, 1),
-        spatial_weight=slider(widgets.FloatSlider, 'Space λ', Look.spatial_weight, 0, 3, .1),
-        intensity_weight=slider(widgets.FloatSlider, 'Gray α', Look.intensity_weight, 0, 3, .1),
-        keep=slider(widgets.FloatSlider, 'Keep', Look.keep, .05, 1, .05))
+    def slider(kind, name, value, low, high, step, says):
+        return kind(value=value, min=low, max=high, step=step, description=name, tooltip=says, layout=layout)
+    self.sliders = dict(
+        n_clusters=slider(widgets.IntSlider, 'Clusters n', Look.n_clusters, 1, 6, 1, 'into how many groups k-means puts the pixels'),
+        spatial_weight=slider(widgets.FloatSlider, 'Space λ', Look.spatial_weight, 0, 3, .1, 'how much it counts that pixels lie close together'),
+        intensity_weight=slider(widgets.FloatSlider, 'Gray α', Look.intensity_weight, 0, 3, .1, 'how much it counts that pixels are equally bright'),
+        keep=slider(widgets.FloatSlider, 'Keep', Look.keep, .05, 1, .05, 'share of the pixels that are clustered: those that are attended to most'))
 
 # %% ../nbs/53_explore.ipynb #e21b1151
 INTRO = """<div style="line-height:1.4"><b>What does the network look at?</b> Hide a part of the face, and watch
@@ -623,7 +624,7 @@ def serve(
         paths = model if isinstance(model, (list, tuple)) else [model_path(model)]
         page_of(paths) # a file that is no model, or two that do not fit together, are found here
         port = port or free_port()
-        config = Config(Voila=dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=browser,
+        config = Config(Voila=dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=browser, log_level='ERROR',
                                    tornado_settings=_settings(port)),
                         VoilaConfiguration=dict(preheat_kernel=True), # the first visitor does not wait for imports
                         MappingKernelManager=dict(cull_idle_timeout=600, cull_interval=60)) # of visitors who have left

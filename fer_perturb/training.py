@@ -22,7 +22,7 @@ from .demo import train_aloud
 from .evaluate import class_accuracy, plot_confusion, predict_faces, scores, summary_table
 from .findings import write_figure
 from .learner import attention_learner, face_learner, perturb_learner, quick_augment
-from .loaders import face_block
+from .loaders import face_block, usage_splitter
 from .material import Material
 from .records import write_json
 from .words import json_text
@@ -42,20 +42,30 @@ def check_training(
 
 # %% ../nbs/57_training.ipynb #55000012
 def _same_settings(folder, settings):
-    "Write the settings of a new training; an old one must have the same"
+    "Write the settings of a new training; one of which an epoch is kept must have the same"
     path = folder/'settings.json'
-    if not path.exists(): return write_json(path, settings)
+    if not path.exists() or not any(folder.glob('*.pt')): return write_json(path, settings)
     old = json.loads(path.read_text())
-    differ = [f'{name} {old.get(name)!r}, not {value!r}' for name,value in settings.items() if old.get(name)!=value]
+    differ = ['other faces' if name=='faces' else f'{name} {old.get(name)!r}, not {value!r}' for name,value in settings.items() if old.get(name)!=value]
     if differ:
         raise ValueError(f'{folder} holds a training with other settings ({"; ".join(differ)}): '
                          'give the same ones to go on with it, or remove the folder')
+
+# %% ../nbs/57_training.ipynb #few-steps
+def _batch_size(n): return min(64, n)
+
+def _say_if_short(n, epochs, enough=500):
+    "Name the epochs that n images need, where those that are asked for are too few"
+    steps = n//_batch_size(n)
+    if epochs*steps<enough//2:
+        print(f'{epochs} × {n:,} images: so few batches ({epochs*steps}) teach a network little; '
+              f'with {enough//steps} epochs there are about {enough}')
 
 # %% ../nbs/57_training.ipynb #55000013
 def _phase(name, make, faces, epochs, seed, device, kept):
     "Train one learner from where it is"
     set_seed(seed, reproducible=True)
-    batch = min(64, len(faces.part('Training')))
+    batch = _batch_size(len(faces.part('Training')))
     block = face_block(faces.vocab, faces.images.shape[-1], batch_tfms=quick_augment())
     dls = block.dataloaders(faces, bs=batch, device=device)
     learn,state = make(dls),read_checkpoint(kept)
@@ -78,6 +88,8 @@ def train_model(
 )->Learner: # trained
     "Train a network, or go on with a training that was stopped"
     check_training(form, arch, epochs)
+    usage_splitter(faces) # parts that are missing are said before a folder is made
+    _say_if_short(len(faces.part('Training')), epochs)
     folder = Path(folder)
     claim = Claim(folder/'claim')
     if not claim.take():
@@ -118,10 +130,10 @@ def evaluate_model(
         raise ValueError(f'no part is called {part!r}: choose one of {", ".join(USAGES)}, all')
     data = in_classes_of(learn, faces if part=='all' else faces.part(part))
     if not len(data): raise ValueError(f'the set has no {part} images: choose another part')
-    name = f'{part}, {len(data):,} images'
+    name = f'{part}, {len(data):,} images' if len(data)==len(faces) else f'{part}, {len(data):,} of {len(faces):,} images'
     found = predict_faces(learn, data)
     share = 100*class_accuracy(found, data.labels, vocab=data.vocab).double().numpy()
-    by_class = pd.DataFrame({name: share}, index=list(data.vocab)).T.round(1)
+    by_class = pd.DataFrame({name: share}, index=list(data.vocab)).T.round(1).dropna(axis=1) # without classes that do not occur
     return Evaluation(summary_table({name: found}, data.labels), by_class, scores(found, data.labels, data.vocab),
                       plot_confusion({name: found}, data.labels, data.vocab))
 

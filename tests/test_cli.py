@@ -43,7 +43,7 @@ def test_demo_on_a_set_of_ones_own(tmp_path, capsys):
     out = tmp_path/'out'
     assert main(['demo', '--data', str(tmp_path/'set.npz'), '--epochs', '1', '--out', str(out)])==0
     printed = capsys.readouterr().out
-    for text in ('112 Training, 14 PublicTest, 14 PrivateTest', 'Baseline: 2 epochs', 'Predictor: 1 epoch of', 'centre_prior', 'macro F1', 'P − baseline', 'surprise',
+    for text in ('112 Training, 14 PublicTest, 14 PrivateTest', 'Baseline: 2 epochs', 'Predictor: 1 epoch of', 'centre of the frame', 'macro F1', 'P − baseline', 'surprise',
                  'surgical mask', 'sunglasses', 'What to make of it: ', str(out)):
         assert text in printed, text
     assert all(Image.open(out/f'{name}.png').size[0]>100 for name in ('clusters', 'scheme', 'classes', 'covered', 'confusion'))
@@ -54,16 +54,39 @@ def test_what_the_demo_makes_of_its_numbers():
     def said(**rows): return covered_lesson(pd.DataFrame(rows, ['baseline', 'P', 'P − baseline', 'from', 'to']).T, 4)
     worse = said(clean=(90, 80, -10, -13, -7), mask=(30, 40, 10, 6, 14), sunglasses=(70, 69, -1, -3, 1))
     assert 'on clean faces P is 10.0 points below' in worse and 'under mask P is 10.0 points above' in worse and 'sunglasses P and its baseline are level' in worse
-    assert 'Why lower on clean faces' in worse and '8 epochs to 4' in worse and 'paid under mask.' in worse
+    assert 'Why lower on clean faces' in worse and 'for 8 epochs and P for 4' in worse and 'paid under mask.' in worse
     assert 'mask 60.0 from the baseline, 40.0 from P' in worse
     level = said(clean=(90, 91, 1, -1, 3), mask=(30, 31, 1, -2, 4))
     assert 'Why' not in level and 'paid under neither cover' in level
 
 def test_version_and_unknown_words(capsys):
-    for words,status,said in ((['--version'], 0, f'fer-perturb {__version__}'), (['predikt'], 2, "'predikt'"), ([], 2, 'COMMAND'),
+    for words,status,said in ((['--version'], 0, f'fer-perturb {__version__}'), (['predikt'], 2, "'predikt'"),
                               (['train'], 2, 'data'), (['train', 'faces', '--form', 'q'], 2, "'q'"), (['predict', 'a.png', '--jso'], 2, '--jso')):
         with pytest.raises(SystemExit) as e: main(words)
         assert e.value.code==status and said in ''.join(capsys.readouterr())
+
+@pytest.mark.parametrize('words, said', [(['predit', 'a.png'], ['did you mean predict?']), (['predict', 'a.png', '--jsn'], ['did you mean --json?', 'usage: fer-perturb predict']),
+    (['explain', 'a.png', 'b.png'], ['unrecognized arguments: b.png', 'usage: fer-perturb explain']), (['runs', '--Results', 'x'], ['did you mean --results?'])])
+def test_a_misspelt_word_is_guessed_at(words, said, capsys):
+    with pytest.raises(SystemExit) as left: main(words)
+    err = capsys.readouterr().err
+    assert left.value.code==2 and all(s in err for s in said), err
+
+def test_nothing_asked_prints_the_help(capsys):
+    assert main([])==1 and 'explore' in capsys.readouterr().out
+
+def test_a_training_that_could_not_begin_is_not_in_the_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    faces = toy_faces(70, seed=3)
+    save_faces(faces.part('Training'), 'torn.npz')
+    save_faces(faces, 'whole.npz')
+    command = 'train {} --arch test_resnet --epochs 1 --form plain'.format
+    assert main(command('torn.npz').split())==2
+    assert 'is marked PublicTest' in capsys.readouterr().err and not list(tmp_path.glob('*.training'))
+    (tmp_path/'model.safetensors.training').mkdir()
+    (tmp_path/'model.safetensors.training'/'settings.json').write_text('{"epochs": 99}') # of a training that was killed in its first epoch
+    assert main(command('whole.npz').split())==0
+    assert '1 × 56 images: so few batches (1) teach a network little; with 500 epochs' in capsys.readouterr().out
 
 def test_help_of_every_command_loads_no_torch():
     code = ("import sys; from fer_perturb import cli\n"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fer_perturb.data import EMOTIONS, USAGES
 from fer_perturb.readers import (cache_folder, download_fer2013, from_frame, from_parquet, known_split, load_faces, save_faces, write_beside)
+from fer_perturb.writers import write_kaggle
 
 
 def png(image):
@@ -182,6 +183,23 @@ def test_parquet_without_names_or_split_is_said_so(faces, tmp_path):
     (tmp_path/'cut.parquet').write_bytes((tmp_path/'faces.parquet').read_bytes()[:1000])
     with pytest.raises(ValueError, match='not a whole parquet file'): from_parquet(tmp_path/'cut.parquet')
     with pytest.raises(FileNotFoundError, match='no parquet file'): from_parquet(tmp_path/'none')
+
+def test_a_parquet_file_whose_end_is_damaged_loses_no_class_names(faces, tmp_path):
+    names = sorted(EMOTIONS)
+    write_parquet(tmp_path/'faces.parquet', faces, names)
+    content = (tmp_path/'faces.parquet').read_bytes()
+    at = content.rindex(b'huggingface', 0, content.rindex(b'ARROW:schema'))-20
+    (tmp_path/'holed.parquet').write_bytes(content[:at] + bytes(400) + content[at+400:])
+    with pytest.raises(ValueError, match='not a whole parquet file'): load_faces(tmp_path/'holed.parquet')
+
+@pytest.mark.parametrize('size', [0, -1, 48., True, 10**6, 10**30])
+def test_a_size_that_no_picture_has(faces, size, tmp_path):
+    save_faces(faces, tmp_path/'faces.npz')
+    write_csv(tmp_path/'faces.csv', [csv_row(f, u) for f,u in zip(faces, faces.usage.tolist())])
+    write_kaggle(faces, tmp_path/'folder')
+    for source in ('faces.csv', 'folder'):
+        with pytest.raises(ValueError, match='size is .*: give a number of pixels'): load_faces(tmp_path/source, size=size)
+    with pytest.raises(ValueError, match='size|pixels'): load_faces(tmp_path/'faces.npz', size=size)
 
 def test_known_splits_are_named(faces, tmp_path, capsys, monkeypatch):
     assert 'published' in known_split((28709, 3589, 3589)) and 'merged' in known_split((28709, 0, 7178)) and known_split((1, 2, 3)) is None
