@@ -4,7 +4,9 @@ A fuzzer (atheris, on libFuzzer) keeps each changed file that reaches a new bran
 set that holds together, or one sentence. The first file for which it is neither is written beside what was found and ends the run."""
 import argparse
 import contextlib
+import csv
 import io
+import random
 import sys
 import tempfile
 import warnings
@@ -28,7 +30,6 @@ def originals(form, folder):
     from benchmarks import fuzz, mutate
     faces = small()
     if form=='.votes.csv':
-        import csv, random
         rows,text = fuzz.vote_rows(random.Random(0), faces),io.StringIO()
         csv.writer(text, lineterminator='\n').writerows(rows)
         return [text.getvalue().encode()]
@@ -46,6 +47,25 @@ def flaw(data):
         if len(data.columns[name])!=n: return f'column {name} has another length'
     return ''
 
+def trial(form, place):
+    "A function that reads a file of these bytes, and fails if what comes out is neither a sound set nor a sentence"
+    from fer_perturb.labels import ferplus
+    from fer_perturb.readers import load_faces
+    image,faces = form in ('.png', '.jpg'),small()
+    path = place/(f'train/happy/face{form}' if image else f'odd{form}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    def one(content):
+        path.write_bytes(content)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter('ignore')
+            try: data = ferplus(faces, path) if form=='.votes.csv' else load_faces(place if image else path, cache=False)
+            except (ValueError, FileNotFoundError) as e:
+                if not 0<len(str(e))<600 or not str(e).isprintable(): raise AssertionError(f'no sentence: {e!r}') from e
+                return
+        if not len(data) and form!='.votes.csv': raise AssertionError('a set without images')
+        if why := flaw(data): raise AssertionError(why)
+    return one
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('form', choices=FORMS)
@@ -55,27 +75,14 @@ def main():
     options = parser.parse_args()
     try: import atheris
     except ImportError: parser.error('this needs the fuzzer atheris: pip install atheris')
-    with atheris.instrument_imports(include=['fer_perturb', 'zipfile', 'tarfile', 'PIL.ImageFile', 'PIL.PngImagePlugin', 'PIL.JpegImagePlugin']):
-        from fer_perturb.labels import ferplus
-        from fer_perturb.readers import load_faces
     folder = (options.folder or Path(tempfile.mkdtemp(prefix='guided'))).resolve()
-    corpus,place = folder/'corpus',folder/'place'
-    for made in (corpus, place): made.mkdir(parents=True, exist_ok=True)
-    for i,content in enumerate(originals(options.form, folder)): (corpus/f'whole{i}').write_bytes(content)
-    image = options.form in ('.png', '.jpg')
-    path,faces = place/(f'train/happy/face{options.form}' if image else f'odd{options.form}'),small()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    def one(content):
-        path.write_bytes(content)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter('ignore')
-            try: data = ferplus(faces, path) if options.form=='.votes.csv' else load_faces(place if image else path, cache=False)
-            except (ValueError, FileNotFoundError) as e:
-                if not 0<len(str(e))<600 or not str(e).isprintable(): raise AssertionError(f'no sentence: {e!r}') from e
-                return
-        if not len(data) and path.suffixes!=['.votes', '.csv']: raise AssertionError('a set without images')
-        if why := flaw(data): raise AssertionError(why)
-    for content in sorted(corpus.glob('whole*')): one(content.read_bytes())
+    corpus = folder/'corpus'
+    corpus.mkdir(parents=True, exist_ok=True)
+    with atheris.instrument_imports(include=['fer_perturb', 'zipfile', 'tarfile', 'PIL.ImageFile', 'PIL.PngImagePlugin', 'PIL.JpegImagePlugin']):
+        one = trial(options.form, folder/'place')
+    for i,content in enumerate(originals(options.form, folder)):
+        one(content)
+        (corpus/f'whole{i}').write_bytes(content)
     atheris.Setup([sys.argv[0], str(corpus), f'-max_total_time={round(60*options.minutes)}', '-timeout=20', '-max_len=20000', '-rss_limit_mb=6000',
                    f'-seed={options.seed+1}', f'-artifact_prefix={folder}/', '-print_final_stats=1', '-verbosity=1'], one)
     atheris.Fuzz()

@@ -524,3 +524,17 @@ def test_a_folder_that_may_not_be_opened_is_said(faces, tmp_path, monkeypatch):
         return scan(path)
     monkeypatch.setattr(os, 'scandir', closed)
     with pytest.warns(UserWarning, match='1 folders that may not be opened, such as train/sad/more'): assert found_in(load_faces(folder))==expected
+
+@pytest.mark.parametrize('form', ['.csv', '.zip', '.tar', '.tar.gz', '.csv.zip', '.parquet', '.npz', '.png', '.jpg', '.votes.csv'])
+def test_what_the_guided_fuzzer_begins_with_is_sound(form, tmp_path):
+    if form=='.parquet': pytest.importorskip('pyarrow')
+    from benchmarks.guided import FORMS, flaw, originals, small, trial
+    assert form in FORMS
+    one = trial(form, tmp_path/'place')
+    whole = originals(form, tmp_path)
+    for content in whole: one(content)
+    for content in (b'', b'\0'*100, whole[0][:len(whole[0])//2]): one(content)
+    faces = small()
+    assert flaw(faces)==''
+    faces.vocab = faces.vocab[:3]
+    assert 'out of range' in flaw(faces)
