@@ -92,8 +92,8 @@ def train(
 ):
     "Train a network; killed and called again, it goes on"
     from fer_perturb.weights import MODEL_SUFFIXES, find_device, save_model
-    path = new_file(save, MODEL_SUFFIXES)
     _check_source(data)
+    path = new_file(save, MODEL_SUFFIXES)
     from fer_perturb.readers import load_faces
     from fer_perturb.training import check_training, train_model
     check_training(form, arch, epochs)

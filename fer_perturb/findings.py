@@ -107,20 +107,22 @@ def arch_answers(
     what:str='clean', # set
     usage:str='PublicTest', # one of `USAGES`
     grid:str=None, # key of `grids`; the fullest of `arch_grids` if None
+    archs:set=None, # of these networks alone, as in `Run.arch`; of all that are finished if None
 )->dict: # {network: (n,) classes or (n,classes) probabilities}, all in one order of classes
     "Answers of all networks that are trained with one form; with probabilities of two or more also their ensemble"
     grid = grid or most_finished(results, arch_grids)
-    runs = results.finished(grid, form=form, seed=0)
+    runs = [r for r in results.finished(grid, form=form, seed=0) if archs is None or r.arch in archs]
     vocab = same_labels(results, runs, usage)[2]
     found = {r.arch.partition(':')[0]: results.answers(r, what, usage).ordered(vocab) for r in runs}
     votes = [p.float() for p in found.values() if p.ndim==2]
     return found | (dict(ensemble=Predictions(torch.stack(votes).mean(0), vocab)) if len(votes)>1 else {})
 
 # %% ../nbs/54_findings.ipynb #beside-paper
-def _beside_paper(plain, hidden, labels, vocab):
-    "Baseline and P-models, and what the paper says of them"
+def _beside_paper(plain, hidden, labels, vocab, epochs):
+    "Baseline and P-models, the epochs of all phases, and what the paper says of them"
     ours = dict(baseline=summary_table(plain, labels, vocab), P=summary_table(hidden, labels, vocab))
     table = pd.concat(ours, axis=1)
+    for name,of in epochs.items(): table['epochs', name] = [of.get(k) for k in table.index]
     paper = [paper_accuracy.get(k, (None, None)) for k in table.index]
     table['paper', 'baseline'],table['paper', 'P'] = [a for a,_ in paper],[b for _,b in paper]
     return table.astype(object).fillna('–')
@@ -140,12 +142,14 @@ def paper_table(
     runs = results.finished(grid, form='plain', seed=0)
     hiding = results.finished(grid, form=form, seed=0) if number>1 else []
     labels,_,vocab = same_labels(results, [*runs, *hiding], usage)
-    plain = arch_answers(results, 'plain', usage=usage, grid=grid)
+    both = {r.arch for r in runs} & {r.arch for r in hiding} if hiding else None # an ensemble is compared with one of the same members
+    plain = arch_answers(results, 'plain', usage=usage, grid=grid, archs=both)
     if number==1:
         masked = {r.arch.partition(':')[0]: results.answers(r, 'masks', usage) for r in runs}
         return occlusion_table({k: plain[k] for k in masked}, masked, labels, vocab)
-    hidden = arch_answers(results, form, usage=usage, grid=grid)
-    if number==2: return _beside_paper(plain, hidden, labels, vocab)
+    hidden = arch_answers(results, form, usage=usage, grid=grid, archs=both)
+    epochs = {name: {r.arch.partition(':')[0]: r.cost for r in found} for name,found in dict(baseline=runs, P=hiding).items()}
+    if number==2: return _beside_paper(plain, hidden, labels, vocab, epochs)
     return pd.concat([class_table(plain[k], {k: hidden[k]}, labels, vocab) for k in plain if k in hidden])
 
 # %% ../nbs/54_findings.ipynb #26b9ab59
