@@ -125,7 +125,9 @@ def explain_answer(
     overlay = torch.zeros_like(sheet)
     overlay[2::3] = face_clusters(learn, images, saliency)
     titles = [t for line in answer.lines(1) for t in (line, 'saliency', 'clusters')]
-    return show_faces(sheet, titles, overlay, columns=3)
+    figure = show_faces(sheet, titles, overlay, columns=3)
+    figure.set_size_inches(2*figure.get_size_inches())
+    return figure
 
 # %% ../nbs/56_answers.ipynb #54000031
 def answer_files(

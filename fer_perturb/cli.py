@@ -249,7 +249,7 @@ class CommandWords(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         first = args[0] if args else '-'
         if self.commands and not first.startswith('-') and first not in self.commands:
-            self.error(f'no command is called {first!r}{_meant(first, self.commands)}; fer-perturb --help lists all')
+            self.error(f'no command is called {first!r}{_meant(first, self.commands) or ":"} fer-perturb --help lists all')
         return super().parse_known_args(args, namespace)
     def parse_args(self, args=None, namespace=None):
         options,left = self.parse_known_args(args, namespace)
