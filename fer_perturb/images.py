@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .tables import quoted
+
 # %% ../nbs/05_images.ipynb #4339bfc5
 def white_of(
     kind:np.dtype, # type of the numbers
@@ -178,7 +180,7 @@ def open_image(
     except UnidentifiedImageError as e:
         raise ValueError(f'{name} is not a readable image: it is torn, or no image') from e
     except Exception as e: # decoders of torn files raise nearly anything
-        raise ValueError(f'{name} is not a readable image ({e}): it may be truncated; '
+        raise ValueError(f'{name} is not a readable image ({quoted(e, 200)}): it may be truncated; '
                          'download it again or remove it') from e
     if frames>1: _say('of several frames the first is taken')
     return image

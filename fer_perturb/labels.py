@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .data import EMOTIONS, USAGES, FERData, class_order
 from .loaders import FaceLoader
+from .tables import quoted
 
 # %% ../nbs/14_labels.ipynb #5186ca8c
 FERPLUS = (*EMOTIONS, 'contempt')
@@ -33,7 +34,7 @@ def _read_votes(path):
         raise FileNotFoundError(f'no FERPlus at {path}: get fer2013new.csv from https://github.com/microsoft/FERPlus')
     try: frame = pd.read_csv(path, skipinitialspace=True)
     except (ValueError, OSError) as e:
-        raise ValueError(f'{path} is not a whole csv file ({e}): download it again') from e
+        raise ValueError(f'{path} is not a whole csv file ({quoted(e)}): download it again') from e
     frame = frame.set_axis([str(name).strip() for name in frame], axis=1)
     missing = [c for c in ('Usage', 'Image name', *VOTES) if c not in frame]
     if missing: raise ValueError(f'{path} has no column {", ".join(missing)}: is it fer2013new.csv?')

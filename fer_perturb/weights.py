@@ -29,6 +29,7 @@ from .learner import BFloat16, MirrorAverage, face_learner
 from .loaders import face_block
 from .readers import write_beside
 from .saliency import normalization
+from .tables import quoted
 
 # %% ../nbs/46_weights.ipynb #46000007
 def check_one_view(
@@ -100,7 +101,7 @@ def read_weights(
     try:
         with safe_open(path, 'pt') as f:
             header,tensors = f.metadata() or {},{name: f.get_tensor(name) for name in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f'{path.name} is no whole safetensors file ({e})') from e
+    except (SafetensorError, OSError) as e: raise ValueError(f'{path.name} is no whole safetensors file ({quoted(e, 200)})') from e
     if 'fer_perturb' not in header:
         raise ValueError(f'{path.name} does not say how to build its network: give a file that save_weights wrote')
     tensors = {name: t.float() if t.is_floating_point() else t for name,t in tensors.items()}

@@ -23,7 +23,7 @@ def test_a_training_of_other_settings_or_faces_is_refused(toys, tmp_path):
     train(toys, tmp_path)
     for options,said in ((dict(form='p'), "form 'plain', not 'p'"), (dict(seed=1), 'seed 42, not 1'), (dict(epochs=2), 'epochs 1, not 2')):
         with pytest.raises(ValueError, match=said): train(toys, tmp_path, **options)
-    with pytest.raises(ValueError, match='faces .* not'): train(toys.with_columns(images=255-toys.images), tmp_path)
+    with pytest.raises(ValueError, match='other faces'): train(toys.with_columns(images=255-toys.images), tmp_path)
     assert json.loads((tmp_path/'settings.json').read_text())['size']==48
 
 def test_two_processes_do_not_train_the_same(toys, tmp_path):
