@@ -93,7 +93,7 @@ def face_saliency(
     learn:Learner, # trained
     images:Tensor, # (n,h,w) uint8
 )->Tensor: # (n,h,w) uint8, scaled for each face
-    "Where a learner looks: its attention, or where it has none what the pixels add to the answer (integrated gradients)"
+    "Where a learner looks: its attention; without any, what each pixel adds to the answer (integrated gradients)"
     clusterer = getattr(getattr(learn, 'recluster', None), 'clusterer', None)
     for model in (getattr(clusterer, 'model', None), learn.model):
         if model is not None and has_attention(model): return saliency_maps(model, images[:,None])

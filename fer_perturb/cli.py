@@ -249,12 +249,14 @@ class CommandWords(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         first = args[0] if args else '-'
         if self.commands and not first.startswith('-') and first not in self.commands:
-            self.error(f'no command is called {first!r}{_meant(first, self.commands) or ":"} fer-perturb --help lists all')
+            near = _meant(first, self.commands) or ':'
+            self.error(f'no command is called {first!r}{near} fer-perturb --help lists all')
         return super().parse_known_args(args, namespace)
     def parse_args(self, args=None, namespace=None):
         options,left = self.parse_known_args(args, namespace)
         parser = self.commands.get(getattr(options, 'command', None), self)
-        if left: parser.error(f'unrecognized arguments: {" ".join(left)}{_meant(left[0], parser._option_string_actions)}')
+        near = left and _meant(left[0], parser._option_string_actions)
+        if left: parser.error(f'unrecognized arguments: {" ".join(left)}{near}')
         return options
 
 # %% ../nbs/61_cli.ipynb #ebdf9559

@@ -77,7 +77,8 @@ class Pace(Callback):
         self.seen += 1
         if self.seen!=20: return
         minutes = (time.perf_counter()-self.start)/self.seen*self.n_iter/60
-        if minutes>1: print(f'  about {minutes:.0f} minutes an epoch here, about {minutes*self.n_epoch:.0f} for this training', flush=True)
+        if minutes<=1: return
+        print(f'  about {minutes:.0f} minutes an epoch here, about {minutes*self.n_epoch:.0f} for this training', flush=True)
 
 # %% ../nbs/55_demo.ipynb #86b95d39
 def train_aloud(
@@ -144,8 +145,8 @@ def covered_lesson(
     lost,covers = report.loc['clean'] - report,report.drop('clean')
     text = 'What to make of it: ' + '; '.join(_against(name, row) for name,row in report.iterrows()) + '.'
     if report.to['clean']<0:
-        text += (f'\nWhy lower on clean faces: the baseline trained for {2*epochs} epochs and P for {epochs}, since the attention '
-                 f'classifier took the other {epochs}; and {p:.0%} of the images that P saw had a region hidden, '
+        text += (f'\nWhy lower on clean faces: the baseline trained for {2*epochs} epochs and P for {epochs}, since the '
+                 f'attention classifier took the other {epochs}; and {p:.0%} of the images that P saw had a region hidden, '
                  'at times the one that tells the emotion.')
     costs = '; '.join(f'{name} {lost.baseline[name]:.1f} from the baseline, {lost.P[name]:.1f} from P'
                       for name in covers.index)
@@ -196,13 +197,14 @@ def _save_figures(out, faces, learners, public, sets):
     predictor,private = learners['P'],sets['clean']
     train = predictor.dls.train.data
     clusters = show_faces(train.images[:28], overlay=train.column('clusters', slice(0, 28)))
-    clusters.suptitle('Clusters of the pixels that are attended to, on faces of Training', y=1.01, va='bottom', fontsize=12)
+    clusters.suptitle('Clusters of the pixels that are attended to, in Training', y=1.01, va='bottom', fontsize=12)
     write_figure(clusters, out/'clusters.png')
     write_figure(show_scheme(predictor, public.images[:5]), out/'scheme.png')
     write_figure(faces.show_distribution().figure, out/'classes.png')
     columns = min(7, len(private))
     titles = [name if i==0 else '' for name in sets for i in range(columns)]
-    write_figure(show_faces(torch.cat([data.images[:7] for data in sets.values()]), titles, columns=columns), out/'covered.png')
+    covered = torch.cat([data.images[:7] for data in sets.values()])
+    write_figure(show_faces(covered, titles, columns=columns), out/'covered.png')
     predicted = {name: predict_faces(learn, private) for name,learn in learners.items()}
     write_figure(plot_confusion(predicted, private.labels, faces.vocab), out/'confusion.png')
 

@@ -441,11 +441,12 @@ def _make_sliders(self:Page, layout):
     "The numbers of a `Look`"
     def slider(kind, name, value, low, high, step, says):
         return kind(value=value, min=low, max=high, step=step, description=name, tooltip=says, layout=layout)
+    whole,number = widgets.IntSlider,widgets.FloatSlider
     self.sliders = dict(
-        n_clusters=slider(widgets.IntSlider, 'Clusters n', Look.n_clusters, 1, 6, 1, 'into how many groups k-means puts the pixels'),
-        spatial_weight=slider(widgets.FloatSlider, 'Space λ', Look.spatial_weight, 0, 3, .1, 'how much it counts that pixels lie close together'),
-        intensity_weight=slider(widgets.FloatSlider, 'Gray α', Look.intensity_weight, 0, 3, .1, 'how much it counts that pixels are equally bright'),
-        keep=slider(widgets.FloatSlider, 'Keep', Look.keep, .05, 1, .05, 'share of the pixels that are clustered: those that are attended to most'))
+        n_clusters=slider(whole, 'Clusters n', Look.n_clusters, 1, 6, 1, 'groups of pixels that k-means makes'),
+        spatial_weight=slider(number, 'Space λ', Look.spatial_weight, 0, 3, .1, 'weight of pixels lying close together'),
+        intensity_weight=slider(number, 'Gray α', Look.intensity_weight, 0, 3, .1, 'weight of pixels being equally bright'),
+        keep=slider(number, 'Keep', Look.keep, .05, 1, .05, 'share of pixels in clusters: those attended to most'))
 
 # %% ../nbs/53_explore.ipynb #e21b1151
 INTRO = """<div style="line-height:1.4"><b>What does the network look at?</b> Hide a part of the face, and watch

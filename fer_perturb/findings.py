@@ -142,14 +142,15 @@ def paper_table(
     runs = results.finished(grid, form='plain', seed=0)
     hiding = results.finished(grid, form=form, seed=0) if number>1 else []
     labels,_,vocab = same_labels(results, [*runs, *hiding], usage)
-    both = {r.arch for r in runs} & {r.arch for r in hiding} if hiding else None # an ensemble is compared with one of the same members
+    # an ensemble is compared with one of the same members
+    both = {r.arch for r in runs} & {r.arch for r in hiding} if hiding else None
     plain = arch_answers(results, 'plain', usage=usage, grid=grid, archs=both)
     if number==1:
         masked = {r.arch.partition(':')[0]: results.answers(r, 'masks', usage) for r in runs}
         return occlusion_table({k: plain[k] for k in masked}, masked, labels, vocab)
     hidden = arch_answers(results, form, usage=usage, grid=grid, archs=both)
-    epochs = {name: {r.arch.partition(':')[0]: r.cost for r in found} for name,found in dict(baseline=runs, P=hiding).items()}
-    if number==2: return _beside_paper(plain, hidden, labels, vocab, epochs)
+    def epochs(found): return {r.arch.partition(':')[0]: r.cost for r in found}
+    if number==2: return _beside_paper(plain, hidden, labels, vocab, dict(baseline=epochs(runs), P=epochs(hiding)))
     return pd.concat([class_table(plain[k], {k: hidden[k]}, labels, vocab) for k in plain if k in hidden])
 
 # %% ../nbs/54_findings.ipynb #26b9ab59

@@ -175,8 +175,9 @@ def usage_splitter(
     parts = [torch.where(data.usage.cpu()==u)[0].tolist() for u in (0,1)]
     for rows,usage in zip(parts, USAGES):
         if not rows: raise ValueError(
-            f'none of these {len(data):,} images is marked {usage}: networks learn from Training, and are validated on PublicTest. '
-            'Put images into folders train/, valid/ and test/, or choose names that say nothing of parts, and they are drawn')
+            f'none of these {len(data):,} images is marked {usage}: networks learn from Training, and are validated on '
+            'PublicTest. Put images into folders train/, valid/ and test/, or choose names that say nothing of parts, and '
+            'they are drawn')
     return parts
 
 # %% ../nbs/12_loaders.ipynb #a3cbfc9f

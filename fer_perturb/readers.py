@@ -51,7 +51,7 @@ class Parsed:
 
 # %% ../nbs/11_readers.ipynb #247840c4
 class Choices(namedtuple('Choices', 'size vocab synonyms fit skip', defaults=(48, None, True, 'crop', False))):
-    "How a set is read: size in pixels, class names, synonyms or not, what images become that are not square, and whether bad ones are left out"
+    "How a set is read: size in pixels, class names, synonyms or not; how images become square, and whether bad ones may go"
     __slots__ = ()
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls, *args, **kwargs)

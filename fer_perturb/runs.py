@@ -71,8 +71,8 @@ def name(self:Run)->str: # ten characters
 def phase1(self:Run): # the run of the frozen attention network; None if there is none
     "What has to be trained before"
     if not self.needs_maps or self.maps!='frozen': return None
-    shared = {f: getattr(self, f) for f in ('seed', 'part', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment')}
-    return Run(epochs=self.phase1_epochs, attend=True, **shared)
+    names = 'seed', 'part', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment'
+    return Run(epochs=self.phase1_epochs, attend=True, **{name: getattr(self, name) for name in names})
 
 # %% ../nbs/47_runs.ipynb #8a1af153
 @patch(as_prop=True)
@@ -93,7 +93,7 @@ same = ('part', 'arch', 'faces', 'recipe', 'optimizer', 'lr', 'bs', 'augment')
 def check_fair(
     runs:list, # of `Run`, to be compared with each other
 ):
-    "An error names what differs that must not; epochs are equal if the predictors' are, or those of all phases together"
+    "An error names what differs that must not; epochs are equal if the predictors' are, or those of all phases"
     for name in same + ('epochs',) if len({r.cost for r in runs})>1 else same:
         values = sorted({getattr(r, name) for r in runs}, key=str)
         if len(values)>1:
@@ -141,7 +141,7 @@ def _parts():
 architectures = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')
 
 def _backbones():
-    "Tables 1, 2 and 3 on a CPU; the baseline gets the epochs of phase 1, too, and the slowest network half of all epochs"
+    "Tables 1, 2 and 3 on a CPU; the baseline gets the epochs of phase 1, too, and the slowest network half of all"
     def budget(arch, form):
         long,short = (4, 2) if arch=='slim_resmasking' else (8, 4)
         return dict(epochs=long+short*(form=='plain'), phase1_epochs=short)

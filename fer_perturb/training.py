@@ -46,7 +46,8 @@ def _same_settings(folder, settings):
     path = folder/'settings.json'
     if not path.exists() or not any(folder.glob('*.pt')): return write_json(path, settings)
     old = json.loads(path.read_text())
-    differ = ['other faces' if name=='faces' else f'{name} {old.get(name)!r}, not {value!r}' for name,value in settings.items() if old.get(name)!=value]
+    differ = ['other faces' if name=='faces' else f'{name} {old.get(name)!r}, not {value!r}'
+        for name,value in settings.items() if old.get(name)!=value]
     if differ:
         raise ValueError(f'{folder} holds a training with other settings ({"; ".join(differ)}): '
                          'give the same ones to go on with it, or remove the folder')
@@ -130,10 +131,10 @@ def evaluate_model(
         raise ValueError(f'no part is called {part!r}: choose one of {", ".join(USAGES)}, all')
     data = in_classes_of(learn, faces if part=='all' else faces.part(part))
     if not len(data): raise ValueError(f'the set has no {part} images: choose another part')
-    name = f'{part}, {len(data):,} images' if len(data)==len(faces) else f'{part}, {len(data):,} of {len(faces):,} images'
+    name = f'{part}, {len(data):,}' + (f' of {len(faces):,}' if len(data)<len(faces) else '') + ' images'
     found = predict_faces(learn, data)
     share = 100*class_accuracy(found, data.labels, vocab=data.vocab).double().numpy()
-    by_class = pd.DataFrame({name: share}, index=list(data.vocab)).T.round(1).dropna(axis=1) # without classes that do not occur
+    by_class = pd.DataFrame({name: share}, index=list(data.vocab)).T.round(1).dropna(axis=1) # of classes that occur
     return Evaluation(summary_table({name: found}, data.labels), by_class, scores(found, data.labels, data.vocab),
                       plot_confusion({name: found}, data.labels, data.vocab))
 

@@ -101,7 +101,8 @@ def read_weights(
     try:
         with safe_open(path, 'pt') as f:
             header,tensors = f.metadata() or {},{name: f.get_tensor(name) for name in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f'{path.name} is no whole safetensors file ({quoted(e, 200)})') from e
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'{path.name} is no whole safetensors file ({quoted(e, 200)})') from e
     if 'fer_perturb' not in header:
         raise ValueError(f'{path.name} does not say how to build its network: give a file that save_weights wrote')
     tensors = {name: t.float() if t.is_floating_point() else t for name,t in tensors.items()}
