@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from fer_perturb.evaluate import (accuracy_change, bootstrap, calibration, class_accuracy, class_table, correct, mcnemar,
+from fer_perturb.evaluate import (Predictions, accuracy_change, bootstrap, calibration, class_accuracy, class_table, correct, mcnemar,
                                   occlusion_table, plot_confusion, scores, seed_change, summary_table)
 
 VOCAB = ('a', 'b', 'c')
@@ -106,3 +106,7 @@ def test_scores_of_classes_are_those_of_probabilities(labels):
     probabilities = torch.rand(10, 3).softmax(1)
     a,b = scores(probabilities, labels, VOCAB, torch.arange(10)>4),scores(probabilities.argmax(1).byte(), labels, VOCAB, torch.arange(10)>4)
     assert a.pop('ece')>=0 and a['twin_free'].pop('ece')>=0 and a==b and a['twin_free']['images']==5 and 'a' not in a['twin_free']['classes']
+
+def test_predictions_take_the_options_of_functions():
+    p = Predictions(torch.rand(5, 3), ('a', 'b', 'c'))
+    assert torch.max(p, dim=1, keepdim=True).values.shape==(5,1) and p.argmax(1, keepdim=True).shape==(5,1)

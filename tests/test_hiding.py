@@ -143,3 +143,8 @@ def test_every_form_can_be_given_as_a_perturbation(faces):
     assert learn.recluster.form is forms['cutmix_foreign']
     with learn.no_bar(), learn.no_logging(): learn.fit_quick(1)
     assert (learn.dls.train.data.column('clusters')>0).any()
+
+def test_one_cluster_is_enough_and_a_byte_holds_255():
+    assert [FormCallback('own', k).k for k in (1, 255)]==[1, 255]
+    for k in (0, 256, 2.5):
+        with pytest.raises(ValueError, match='n_clusters is'): FormCallback('own', k)
