@@ -210,3 +210,10 @@ def test_mistakes(faces, model):
     with pytest.raises(ValueError, match='at least 1'): ReclusterCallback(Clusterer(model), every=0)
     with pytest.raises(ValueError, match='call fit'): Clusterer(model)(faces.images[:2, None])
     with pytest.raises(ValueError, match='n_clusters'): Clusterer(model, n_clusters=50, keep=.01).fit(faces.images[:2, None], faces.images[:2])
+
+@pytest.mark.parametrize('setting, values', [('n_clusters', [0, 256, 2.5, True]), ('refine', [-1, .5]), ('sample', [0, 1.5]), ('keep', [0, 1.5, float('nan')]),
+    ('feature', ['depth']), ('saliency', ['nothing'])])
+def test_settings_out_of_range_are_named(setting, values):
+    Clusterer(None)
+    for value in values:
+        with pytest.raises(ValueError, match=f'{setting} is|called {value!r}'): Clusterer(None, **{setting: value})
