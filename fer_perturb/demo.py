@@ -72,11 +72,12 @@ def epoch_line(
 class Pace(Callback):
     "Say after some batches how long an epoch takes, if that is more than a minute"
     run_valid = False
-    def before_fit(self): self.start,self.seen = time.perf_counter(),0
+    def before_fit(self): self.seen = 0
     def after_batch(self):
         self.seen += 1
-        if self.seen!=20: return
-        minutes = (time.perf_counter()-self.start)/self.seen*self.n_iter/60
+        if self.seen==10: self.start = time.perf_counter() # the first ones are slower
+        if self.seen!=30: return
+        minutes = (time.perf_counter()-self.start)/20*self.n_iter/60
         if minutes<=1: return
         print(f'  about {minutes:.0f} minutes an epoch here, about {minutes*self.n_epoch:.0f} for this training', flush=True)
 
