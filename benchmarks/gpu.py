@@ -18,18 +18,17 @@ from fer_perturb.augment import FaceAugment
 from fer_perturb.backbones import create_backbone
 from fer_perturb.evaluate import scores
 from fer_perturb.experiments import write_faces
-from fer_perturb.forms import forms
+from fer_perturb.forms import forms, hidden_share
 from fer_perturb.graphs import GraphTraining, train_together
+from fer_perturb.interpret import input_saliency
 from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
 from fer_perturb.learner import attention_learner, face_learner, perturb_learner
 from fer_perturb.loaders import face_block
-from fer_perturb.material import Material, find_material, network
-from fer_perturb.perturb import Clusterer, Scheme
-from fer_perturb.quality import twin_elsewhere
+from fer_perturb.material import Material, figure_4_claim, find_material, landmark_parts, network, run_maps
+from fer_perturb.perturb import Scheme
 from fer_perturb.readers import load_faces
 from fer_perturb.records import Place, hardware, versions, write_arrays, write_json
-from fer_perturb.runs import grids
-from fer_perturb.saliency import saliency_maps
+from fer_perturb.runs import grids, run_title
 
 root = Path(__file__).resolve().parent.parent
 cuda = torch.cuda.is_available()
@@ -108,11 +107,14 @@ def epochs(args):
     return found
 
 def runs_of(args):
-    "Plain, controls and P, seed by seed, with 100 epochs; then all networks, with 40"
-    if not args.dry: return grids['gpu_main']() + grids['gpu_backbones']()
-    short = dict(seed=0, epochs=1, bs=16, phase1_epochs=1)
-    runs = [replace(run, **short) for run in grids['gpu_main']()[:4] + grids['gpu_backbones']()[-3:]]
-    return list({r.name: r for r in runs}.values())
+    "Does hiding help? All that is asked, seed by seed: main, networks, clusters, parts, forms, fills, a tenth of the data"
+    names = 'main', 'backbones', 'clusters', 'parts', 'forms', 'fills', 'tenth'
+    found = {name: grids[f'gpu_{name}']() for name in names}
+    if args.dry:
+        short = dict(epochs=1, bs=16, phase1_epochs=1)
+        few = dict(main=slice(4), backbones=slice(-3, -2), clusters=slice(5, 6), parts=slice(6, 22, 4), fills=slice(1))
+        found = {name: [replace(r, part=1., **short) for r in found[name][of]] for name,of in few.items()}
+    return sorted({r.name: r for runs in found.values() for r in runs}.values(), key=lambda r: r.seed)
 
 def training_of(run, material, maps=None):
     "A `GraphTraining` for a run"
@@ -120,50 +122,92 @@ def training_of(run, material, maps=None):
     data = material.faces[material.training_rows(run.part)]
     net = network(run, len(data.vocab))
     if run.attend: add_attention(net)
-    return GraphTraining(net.to(device), data, run.form, maps, run.n_clusters, run.epochs, run.lr or .06*run.bs/64, run.bs,
+    k = len(landmark_parts) if run.maps=='landmarks' else run.n_clusters
+    return GraphTraining(net.to(device), data, run.form, maps, k, run.epochs, run.lr or .06*run.bs/64, run.bs,
                          small_first=None if run.arch=='slim_resnet18' else False, seed=run.seed)
 
-def grid(args):
-    "Runs that share the card, for as long as time is left; each is written to OUT/runs as it ends"
-    material,place = find_material('fer2013', args.data, landmarks=args.landmarks),Place(args.out, args.out/'work')
-    if args.dry:
-        rows = torch.arange(0, len(material.faces), 100)
-        material = Material(material.faces[rows].with_columns(), None if material.given is None else material.given[rows])
-    until = time.monotonic() + args.seconds - 20
-    wanted,maps = runs_of(args),{}
-    write_faces(material, place)
-    begun = {}
-    def keep(kind, number, training):
-        run = kind[number]
-        if run.attend:
-            images = training.images[:,None]
-            saliency = saliency_maps(training.network.eval(), images, batch_size=2048)
-            maps[run.seed,run.arch] = Clusterer(None).fit(images, saliency)(images, saliency)
-        write_run(run, training, material, place, time.monotonic()-begun[run.name])
-        print(f'{run.name} {"attention" if run.attend else run.form} seed {run.seed}', flush=True)
-    def make(run):
-        begun[run.name] = time.monotonic()
-        return training_of(run, material, maps.get((run.seed,run.arch)) if forms[run.form].maps else None)
-    first = list({r.phase1.name: replace(r.phase1, lr=r.lr, optimizer='sgd') for r in wanted if r.phase1}.values())
-    found = 0
-    for kind in (first, wanted): found += len(train_together([partial(make, r) for r in kind], partial(keep, kind), args.slots, until))
-    return dict(finished=found, wanted=len(first)+len(wanted))
+class Grid:
+    "Runs that share the card; each is written to OUT/runs as it ends, and what is written there or in `results` is not trained again"
+    def __init__(self, args):
+        self.material = find_material('fer2013', args.data, landmarks=args.landmarks)
+        self.place,self.slots = Place(args.out, args.out/'work'),args.slots
+        if args.dry:
+            rows = torch.arange(0, len(self.material.faces), 100)
+            given = self.material.given
+            self.material = Material(self.material.faces[rows].with_columns(), None if given is None else given[rows])
+        write_faces(self.material, self.place)
+        self.networks,self.maps,self.begun = {},{},{}
+    def maps_of(self, run):
+        "Cluster maps of the training images, and what made them; the same for all forms that hide by the same maps"
+        if not run.needs_maps: return None,None
+        key = replace(run, form='own', epochs=1)
+        if key not in self.maps: self.maps[key] = run_maps(run, self.material, self.networks.get(run.phase1 and run.phase1.name), device)
+        return self.maps[key]
+    def make(self, run):
+        self.begun[run.name] = time.monotonic()
+        return training_of(run, self.material, self.maps_of(run)[0])
+    def keep(self, runs, number, training):
+        run = runs[number]
+        if run.attend: self.networks[run.name] = training.network.eval().requires_grad_(False)
+        write_run(run, training, self.material, self.place, time.monotonic()-self.begun[run.name], *self.maps_of(run))
+        print(f'{run_title(run)} {time.monotonic()-self.begun[run.name]:.1f} s', flush=True)
+    def train(self, runs, until):
+        "How many of them are finished"
+        return len(train_together([partial(self.make, r) for r in runs], partial(self.keep, runs), self.slots, until))
 
-def write_run(run, training, material, place, seconds):
+def grid(args):
+    "All grids, for as long as time is left"
+    todo,until = Grid(args),time.monotonic() + args.seconds - 20
+    known = [todo.place, Place(root/'results')]
+    wanted = [r for r in runs_of(args) if not any(p.record(r).exists() for p in known)]
+    finished,networks = 0,0
+    for seed in sorted({r.seed for r in wanted}):
+        runs = [r for r in wanted if r.seed==seed]
+        networks += todo.train(list({r.phase1.name: r.phase1 for r in runs if r.phase1}.values()), until)
+        finished += todo.train(runs, until)
+        todo.networks,todo.maps = {},{}
+    return dict(finished=finished, networks=networks, wanted=len(wanted))
+
+def maps_record(run, training, material, maps, clusterer):
+    "What a run hides, and where its clusters lie on faces of PublicTest"
+    if maps is None: return None,{}
+    images = training.images[:1000,None]
+    saliency = clusterer.saliency_of(images) if clusterer else torch.ones_like(images[:,0])
+    k = training.n_clusters
+    hidden = None if forms[run.form].mixes else hidden_share(run.form, maps[:1000], saliency, k)
+    if not clusterer: return hidden,{}
+    found = clusterer(material.sets['clean'][:256,None].to(device))
+    return hidden,dict(clusters=torch.stack([(found==i).float().mean(0) for i in range(1, k+1)]).half().cpu().numpy())
+
+def saliency_record(run, training, material):
+    "Where answers depend on the image, for the figures of the networks"
+    if not run.probabilities or run.form not in ('plain', 'own'): return {}
+    try: maps = {name: input_saliency(training.network, material.sets[name][:256]) for name in ('clean', 'masks')}
+    except ImportError: return {} # captum is an extra
+    return {f'saliency {name}': m.mean(0).half().numpy() for name,m in maps.items()}
+
+def write_run(run, training, material, place, seconds, maps, clusterer):
     "Predictions of all test images, and scores on PublicTest"
-    test,n = material.test,len(material.rows['PublicTest'])
-    found = {}
-    for name,images in material.sets.items():
-        found[name] = training.logits(images).softmax(1)
-        if name in ('clean', 'masks'): found[f'{name}, two views'] = (found[name] + training.logits(images.flip(2)).softmax(1))/2
-    labels,alone = (v[test][:n] for v in (material.faces.labels.cpu(), ~twin_elsewhere(material.faces)))
-    classes = {name: (p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte()).numpy() for name,p in found.items()}
-    write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': c[:n] for name,c in classes.items()})
+    test,n,sets = material.test,len(material.rows['PublicTest']),dict(material.sets)
+    if run.attend: sets = {name: sets[name] for name in ('clean', 'masks')}
+    elif clusterer and run.form=='own':
+        found = clusterer(sets['clean'][:,None].to(device)).cpu()
+        sets |= {f'no cluster {i}': torch.where(found==i, 128, sets['clean']) for i in range(1, training.n_clusters+1)}
+    said = {}
+    for name,images in sets.items():
+        said[name] = training.logits(images).softmax(1)
+        if name in ('clean', 'masks'): said[f'{name}, two views'] = (said[name] + training.logits(images.flip(2)).softmax(1))/2
+    labels,alone = (v[test][:n] for v in (material.faces.labels.cpu(), material.alone))
+    classes = {name: (p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte()).numpy() for name,p in said.items()}
+    hidden,pictures = maps_record(run, training, material, maps, clusterer)
+    claim = figure_4_claim(run, material, clusterer) if clusterer and training.n_clusters==3 else None
+    pictures |= saliency_record(run, training, material)
+    write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': c[:n] for name,c in classes.items()} | pictures)
     write_arrays(place.sealed(run), {f'PrivateTest/{name}': c[n:] for name,c in classes.items()})
-    public = {name: scores(p[:n], labels, material.faces.vocab, alone) for name,p in found.items()}
+    public = {name: scores(p[:n], labels, material.faces.vocab, alone) for name,p in said.items()}
     write_json(place.record(run), dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'),
         trainer='recorded steps', hardware=hardware(device), versions=versions(), minutes=round(seconds/60, 3),
-        curve=[dict(train_loss=float(v)) for v in training.losses], hidden=None, scores=dict(PublicTest=public)))
+        curve=[dict(train_loss=float(v)) for v in training.losses], hidden=hidden, figure_4=claim, scores=dict(PublicTest=public)))
 
 parts = dict(cells=cells, kmeans=kmeans, epochs=epochs, grid=grid)
 

@@ -217,7 +217,7 @@ def runs(
 
 # %% ../nbs/61_cli.ipynb #6100a026
 def table(
-    number:str, # 1, 2, 3, landmarks, or the name of a grid
+    number:str, # 1, 2, 3, landmarks, eyes, or the name of a grid
     final:bool=False, # of PrivateTest, where it has been opened
     results:str='results', # folder of results
 ):

@@ -26,7 +26,7 @@ from .evaluate import Predictions, predict_faces, scores
 from .forms import entry, forms, hidden_share
 from .interpret import input_saliency
 from .learner import BFloat16, adamw, bfloat16_pays, muon, sgd
-from .material import Material, find_material, run_learner
+from .material import Material, figure_4_claim, find_material, run_learner
 from .readers import write_beside
 from .records import Place, clock, hardware, read_arrays, read_json, runs_folder, runs_table, versions
 from .records import write_arrays, write_json
@@ -163,6 +163,11 @@ def _hidden(run, learn, material):
     set_seed(0)
     return hidden_share(run.form, clusterer(images, saliency), saliency, run.n_clusters)
 
+def _claim(run, learn, material):
+    "On how many faces clusters lie as in the paper's Figure 4"
+    if run.n_clusters!=3 or run.form=='stack' or not hasattr(learn, 'recluster'): return None
+    return figure_4_claim(run, material, learn.recluster.clusterer)
+
 # %% ../nbs/52_experiments.ipynb #28800d12
 def write_results(
     run:Run, # settings
@@ -182,7 +187,8 @@ def write_results(
     write_arrays(place.record(run).with_suffix('.npz'),
         {f'PublicTest/{name}': p[:n].numpy() for name,p in kept.items()} | mean_maps(learn, material))
     record = dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'),
-        **known, hidden=_hidden(run, learn, material), scores=dict(PublicTest=_scores(found, material, slice(0, n))))
+        **known, hidden=_hidden(run, learn, material), figure_4=_claim(run, learn, material),
+        scores=dict(PublicTest=_scores(found, material, slice(0, n))))
     write_json(place.record(run), record)
     (place.work(run)/'checkpoint.pt').unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['landmark_parts', 'face_parts', 'usual_order', 'Material', 'find_material', 'NoiseMaps', 'CentreMaps', 'network',
-           'run_loaders', 'run_learner']
+           'map_options', 'map_source', 'run_loaders', 'run_learner', 'run_maps', 'eyes_and_mouth', 'figure_4_claim']
 
 # %% ../nbs/48_material.ipynb #material-imports
 import hashlib, json, os
@@ -26,7 +26,7 @@ from .landmarks import centre_prior, find_landmarks, landmark_groups
 from .learner import attention_learner, face_learner, perturb_learner, quick_augment
 from .loaders import face_block
 from .masks import occlude
-from .perturb import with_clusters
+from .perturb import Clusterer, with_clusters
 from .quality import twin_elsewhere
 from .readers import cache_folder, load_faces, read_faces, save_faces
 from .runs import Run
@@ -212,6 +212,20 @@ def network(
     arch,_,stride = run.arch.partition(':')
     return create_backbone(arch, n_out=n_out, n_in=n_in, stem_stride=int(stride or 2))
 
+# %% ../nbs/48_material.ipynb #source-code
+def map_options(
+    run:Run, # settings
+)->dict: # {option of a `Clusterer`: value}
+    "How a run makes clusters of a saliency"
+    return {f: getattr(run, f) for f in ('saliency', 'n_clusters', 'keep', 'feature', 'refine', 'one_map')}
+
+def map_source(
+    run:Run, # settings
+    attention:nn.Module=None, # the trained network of `run.phase1`
+): # what `perturb_learner` takes as its attention
+    "What gives the saliency: a trained network, the learner's own ('self'), noise, or the centre of the frame"
+    return dict(frozen=attention, self='self', random=NoiseMaps(run.seed), centre=CentreMaps())[run.maps]
+
 # %% ../nbs/48_material.ipynb #b21a3b02
 def run_loaders(
     run:Run, # settings
@@ -245,7 +259,48 @@ def run_learner(
         dls.train.data.set_rows('clusters', face_parts(material.points(material.training_rows(run.part)),
             material.faces.images.shape[-1]))
         return face_learner(dls, network(run, classes), cbs=[FormCallback(run.form, len(landmark_parts))])
-    source = dict(frozen=attention, self='self', random=NoiseMaps(run.seed), centre=CentreMaps())[run.maps]
-    options = {f: getattr(run, f) for f in ('saliency', 'n_clusters', 'keep', 'feature', 'refine', 'one_map')}
-    return perturb_learner(dls, network(run, classes, 1 + run.n_clusters*(run.form=='stack')), source,
-        perturb=run.form, **options)
+    return perturb_learner(dls, network(run, classes, 1 + run.n_clusters*(run.form=='stack')),
+        map_source(run, attention), perturb=run.form, **map_options(run))
+
+# %% ../nbs/48_material.ipynb #run-maps
+def run_maps(
+    run:Run, # whose form hides by maps; not those of the learner itself
+    material:Material, # faces
+    attention:nn.Module=None, # the trained network of `run.phase1`
+    device:torch.device='cpu', # where to make them
+)->tuple: # (n,h,w) uint8 cluster maps of its training images, what makes them of others; None for landmarks
+    "The cluster maps that a run hides by"
+    rows = material.training_rows(run.part)
+    images = material.faces.images[rows][:,None].to(device)
+    if run.maps=='landmarks': return face_parts(material.points(rows), images.shape[-1]).to(device),None
+    clusterer = Clusterer(map_source(run, attention), **map_options(run))
+    saliency = clusterer.saliency_of(images)
+    return clusterer.fit(images, saliency)(images, saliency),clusterer
+
+# %% ../nbs/48_material.ipynb #eyes-code
+def eyes_and_mouth(
+    clusters:Tensor, # (n,h,w) uint8: 0 none, 1, 2, 3
+    parts:Tensor, # (n,h,w) uint8, of `face_parts`
+)->Tensor: # (n,) bool; False where the parts of a face are not known
+    "Whether there is a cluster on each eye and the third is on nose or mouth"
+    covered = torch.stack([torch.stack([((clusters==k)&(parts==i)).flatten(1).sum(1) for i in range(1, 5)], 1)
+        for k in (1, 2, 3)], 1)
+    part = covered.argmax(2).masked_fill(covered.amax(2)==0, -1).sort(1).values # (n,3)
+    return (part[:,0]==0) & (part[:,1]==1) & (part[:,2]>1)
+
+def figure_4_claim(
+    run:Run, # with three clusters
+    material:Material, # faces
+    clusterer:Clusterer, # of the run
+    n:int=1000, # faces of PublicTest, the first ones; those whose landmarks are known count
+)->dict: # {whose clusters: share of the faces}
+    "On how many faces two clusters lie on the eyes and one on nose or mouth: the run's, those of noise, of the centre"
+    rows = material.rows['PublicTest'][:n]
+    parts = face_parts(material.points(rows), material.faces.images.shape[-1])
+    known = (parts>0).flatten(1).any(1)
+    images,parts = material.faces.images[rows[known]][:,None],parts[known]
+    others = {f'of {name}': Clusterer(source, **map_options(run))
+        for name,source in dict(noise=NoiseMaps(0), centre=CentreMaps()).items()}
+    for other in others.values(): other.fit(images, other.saliency_of(images))
+    return {name: round(eyes_and_mouth(c(images).cpu(), parts).float().mean().item(), 3)
+        for name,c in {'of the run': clusterer, **others}.items()}

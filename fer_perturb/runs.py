@@ -8,13 +8,13 @@ __all__ = ['map_fields', 'same', 'core', 'more', 'quarter', 'architectures', 'to
 
 # %% ../nbs/47_runs.ipynb #runs-imports
 import hashlib, json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from fastcore.all import patch
 
 from .forms import entry, forms
 from .perturb import perturbations
-
 
 # %% ../nbs/47_runs.ipynb #a5fd5fa5
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ core = 'plain foreign own patch moved erase thirds opposite keep'
 more = ('foreign_moved cutmix cutmix_own cutmix_foreign mixup mixup_own mixup_foreign erase_own own_half foreign_half '
         'own_p25 own_p75 own_rise foreign_p25 foreign_p75 foreign_rise patch_p75 '
         'twice_plain twice_own twice_foreign views stack')
-quarter = dict(part=.25, epochs=30)
+quarter = dict(part=.25, epochs=10, optimizer='muon', bs=128)
 
 # %% ../nbs/47_runs.ipynb #b180e61e
 def _clusters():
@@ -150,8 +150,8 @@ def _backbones():
 
 # %% ../nbs/47_runs.ipynb #b66087b8
 def _self():
-    "The learner's own attention: all have gates, and an optimizer that gets them going"
-    return [Run(form, seed, maps='self', attend=form=='plain', optimizer='adamw', **quarter) for seed in range(3)
+    "The learner's own attention: all have gates"
+    return [Run(form, seed, maps='self', attend=form=='plain', **quarter) for seed in range(3)
         for form in ('plain', 'own', 'foreign')]
 
 toys = dict(faces='toy 210', epochs=3, arch='test_resnet', optimizer='adamw', bs=16, augment='mirror', phase1_epochs=2)
@@ -173,6 +173,12 @@ def _gpu_backbones():
     return [Run(form, arch=a, epochs=40, phase1_epochs=16, probabilities=True, **h200) for a in architectures
         for form in ('plain', 'own', 'patch')]
 
+# %% ../nbs/47_runs.ipynb #recorded-code
+def _recorded(name):
+    "A grid with recorded steps on a GPU"
+    def able(r): return r.form in forms and not forms[r.form].twice
+    return [replace(r, epochs=24, optimizer='sgd', **h200) for r in grids[name]() if able(r)]
+
 # %% ../nbs/47_runs.ipynb #d4f7e680
 filled = ' '.join(f'{w}_{f}' for w in ('own', 'foreign') for f in ('mean', 'noise', 'blur', 'face', 'black'))
 
@@ -182,11 +188,12 @@ grids = dict(
     main=lambda: seeded('plain foreign own patch', epochs=40),
     clusters=_clusters, parts=_parts, self=_self, backbones=_backbones,
     fills=lambda: seeded(filled, **quarter),
-    tenth=lambda: seeded(core, part=.1, epochs=30),
+    tenth=lambda: seeded(core, **quarter | dict(part=.1)),
     h200_forms=_h200_forms, h200_main=lambda: seeded('plain foreign own patch', epochs=40, phase1_epochs=16, **h200),
     ship=lambda: [Run('patch', maps='centre', epochs=60, optimizer='muon', bs=128)],
     gpu_main=lambda: seeded('plain patch own foreign', epochs=100, phase1_epochs=16, **h200),
     gpu_backbones=_gpu_backbones)
+grids |= {f'gpu_{name}': partial(_recorded, name) for name in ('forms', 'clusters', 'parts', 'fills', 'tenth')}
 
 # %% ../nbs/47_runs.ipynb #with-needs
 def with_needs(

@@ -3,13 +3,21 @@ import time
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import gpu
+from fer_perturb.experiments import Results
 from fer_perturb.forms import forms
 from fer_perturb.graphs import GraphTraining, count_draws, train_together
+from fer_perturb.material import Material, run_learner, run_maps
+from fer_perturb.readers import save_faces
+from fer_perturb.records import Place, read_json
+from fer_perturb.runs import Run
+from fer_perturb.toyfaces import draw_faces, toy_faces
 
 
 def network():
@@ -71,3 +79,29 @@ def test_no_form_waits_for_the_gpu(form, monkeypatch):
         t = GraphTraining(net, data, form, torch.zeros(40, 48, 48, dtype=torch.uint8), 4, bs=32)
         for small in (True, False): t.one_step(small)
         assert all(p.device.type=='cuda' for p in t.params) and t.batch().images.device.type=='cuda'
+
+def test_a_grid_of_recorded_steps_makes_what_its_runs_ask_for(tmp_path, monkeypatch):
+    settings = dict(arch='test_resnet', epochs=1, bs=16, lr=.01, phase1_epochs=1)
+    asked = [Run('plain', **settings), Run('own', **settings), Run('foreign', **settings, keep=.15), Run('own', **settings, maps='landmarks'), Run('own', **settings, maps='centre')]
+    monkeypatch.setattr(gpu, 'runs_of', lambda args: asked)
+    save_faces(toy_faces(70), tmp_path/'faces.npz')
+    drawn = draw_faces(torch.arange(70)%7, 42)
+    np.savez(tmp_path/'landmarks.npz', names=np.array(toy_faces(70).names), landmarks=drawn.landmarks.numpy())
+    args = SimpleNamespace(data=tmp_path/'faces.npz', landmarks=tmp_path/'landmarks.npz', out=tmp_path/'out', slots=2, dry=False, seconds=600)
+    assert gpu.grid(args)==dict(finished=5, networks=1, wanted=5)
+    records = [read_json(Place(tmp_path/'out').record(r)) for r in asked]
+    assert [r['name'] for r in records]==[r.name for r in asked] and records[0]['hidden'] is None
+    areas = [r['hidden']['area'] for r in records[1:]]
+    assert areas[0]==pytest.approx(.1, abs=.02) and areas[1]==pytest.approx(.05, abs=.01) and areas[3]==pytest.approx(.1, abs=.02)
+    assert [r['figure_4'] is not None for r in records]==[False, True, True, False, True]
+    found = Results(tmp_path/'out').arrays(asked[1])
+    assert found['clusters'].shape==(3, 48, 48) and len(found['PublicTest/no cluster 3'])==7
+    assert gpu.grid(args)==dict(finished=0, networks=0, wanted=0) # nothing twice
+
+@pytest.mark.parametrize('change', [{}, dict(keep=.15), dict(feature='attention'), dict(refine=0), dict(one_map=True), dict(n_clusters=5)])
+def test_recorded_runs_hide_by_the_maps_of_the_learner(change):
+    material = Material(toy_faces(70), draw_faces(torch.arange(70)%7, 42).landmarks)
+    run = Run('own', faces='toy 70', arch='test_resnet', bs=16, maps='centre', augment='none', **change)
+    learn = run_learner(run, material, device='cpu')
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert torch.equal(run_maps(run, material)[0], learn.dls.train.data.column('clusters'))

@@ -17,7 +17,7 @@ import torch
 from fer_perturb import experiments
 from fer_perturb.checkpoint import Claim, process_start, read_checkpoint, write_checkpoint
 from fer_perturb.experiments import Results, open_private, run_grid, train_runs
-from fer_perturb.findings import comparison, paper_figure, paper_table
+from fer_perturb.findings import claim_table, comparison, paper_figure, paper_table
 from fer_perturb.forms import Form, forms
 from fer_perturb.material import Material
 from fer_perturb.records import Place, read_json, runs_table
@@ -176,6 +176,7 @@ def test_tables_and_figures_from_results(monkeypatch, undisturbed):
     results = Results(undisturbed[0]/'results')
     assert paper_table(1, results).columns[-1]=='all' and list(paper_table(2, results, form='cutmix_own')['baseline'].columns)==['accuracy %', '95 % interval', 'macro F1']
     for number in (1, 3): assert paper_figure(number, results).axes
+    assert claim_table(results, 'backbones').shape==(1, 3)
     with pytest.raises(FileNotFoundError, match='fer-perturb run clusters'): paper_figure(5, results)
     with pytest.raises(ValueError, match='choose one of 1, 3, 4'): paper_figure(2, results)
 
