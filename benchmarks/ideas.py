@@ -1,7 +1,7 @@
 """Ideas that could make the quick recipe cheaper, each trained once a seed
 
-`python -m benchmarks.ideas fer2013.zip --out FOLDER` trains on one core what is not in the folder yet, seed by seed, and prints the table. Minutes are
-those of the processor, validation included. That takes hours, so it is no part of `make bench`."""
+`python -m benchmarks.ideas fer2013.zip --out FOLDER` trains on one core what is not in the folder yet, seed by seed, and prints the table. Time is
+that of the processor, validation included, as a multiple of ten epochs of the recipe that is kept. That takes hours, so it is no part of `make bench`."""
 import argparse
 import json
 import time
@@ -21,6 +21,7 @@ from fer_perturb.data import FERData
 from fer_perturb.evaluate import predict_faces
 from fer_perturb.learner import SmallFirst, face_learner, quick_augment, sgd
 from fer_perturb.readers import load_faces, write_beside
+from fer_perturb.records import hardware
 
 from .common import markdown
 from .training import face_loaders
@@ -113,7 +114,7 @@ def train(
     idea:dict, # of `ideas`
     epochs:int, # of the whole schedule
     seed:int, # of everything random
-)->dict: # minutes, accuracy, with_mirror (both in %), curve
+)->dict: # hardware, minutes, accuracy, with_mirror (both in %), curve
     set_seed(seed)
     learn = learner(data, idea)
     begin = time.process_time()
@@ -123,20 +124,27 @@ def train(
     test = data[torch.where(data.usage==1)[0]]
     found = [predict_faces(learn, test.with_columns(images=images)) for images in (test.images, test.images.flip(-1))]
     right = [100*(p.argmax(1)==test.labels).float().mean().item() for p in (found[0], found[0]+found[1])]
-    return dict(minutes=minutes, accuracy=right[0], with_mirror=right[1], curve=curve)
+    return dict(hardware=hardware('cpu'), minutes=minutes, accuracy=right[0], with_mirror=right[1], curve=curve)
 
-def kept(out, name, epochs, seed): return out/f'{name.replace(" ", "_").replace(",", "")}-{epochs}-{seed}.json'
+def stem(name): return name.replace(' ', '_').replace(',', '')
+
+def kept(out, name, epochs, seed): return out/f'{stem(name)}-{epochs}-{seed}.json'
 
 def table(
-    out:Path, # folder of the results
+    out:Path, # folder of the results, or of one such folder for each machine
 )->str: # markdown
+    "What each idea costs, beside the recipe that is kept on the same processor, and what it reaches"
+    found = {name: [(int(p.stem.split('-')[-2]), json.loads(p.read_text())) for p in sorted(out.rglob(f'{stem(name)}-*-*.json'))] for name in ideas}
+    kept = [f for epochs,f in found['Muon, rate 0.012'] if epochs==10]
+    unit = {h: mean(f['minutes'] for f in kept if f['hardware']==h) for h in {f['hardware'] for f in kept}}
     rows = []
     for name in ideas:
-        for epochs in sorted({int(p.stem.split('-')[-2]) for p in out.glob('*.json')}):
-            found = [json.loads(p.read_text()) for p in sorted(out.glob(kept(out, name, epochs, '*').name))]
-            if found: rows.append((name, epochs, len(found), *(f'{mean(f[k] for f in found):.1f} ({", ".join(f"{f[k]:.1f}" for f in found)})'
-                for k in ('minutes', 'accuracy', 'with_mirror'))))
-    return markdown(('idea', 'epochs', 'seeds', 'minutes of one core', 'PublicTest %', 'mirror image averaged %'), rows)
+        for epochs in sorted({e for e,_ in found[name]}):
+            of = [f for e,f in found[name] if e==epochs]
+            cost = [f['minutes']/unit[f['hardware']] for f in of if f['hardware'] in unit]
+            rows.append((name, epochs, len(of), f'{mean(cost):.2f}' if cost else '–',
+                *(f'{mean(f[k] for f in of):.1f} ({", ".join(f"{f[k]:.1f}" for f in of)})' for k in ('accuracy', 'with_mirror'))))
+    return markdown(('idea', 'epochs', 'trainings', 'time', 'PublicTest %', 'mirror image averaged %'), rows)
 
 def main(
     arguments:list=None, # command line; that of the process if None
