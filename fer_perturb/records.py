@@ -174,13 +174,14 @@ def _left(left, n, hours, unknown):
 def runs_table(
     name:str, # key of `grids`
     place:Place=Place(), # where results are
-)->pd.DataFrame: # a row for each run; `attrs['left']` is a sentence on what is left
+)->pd.DataFrame: # a row for each run; `attrs` has sentences on what is 'left', and on what it has 'cost'
     "All runs of a grid, and how far they are"
-    runs,rows,hours,unknown = find_grid(name),[],0.,0
+    runs,rows,hours,unknown,spent = find_grid(name),[],0.,0,defaultdict(float)
     costs = run_seconds(runs, place)
     for run in runs:
         state,now = run_state(run, place),read_json(place.work(run)/'progress.json') or dict(epoch=0)
         done = read_json(place.record(run)) if state=='finished' else None
+        if done: spent[done['hardware']] += done['minutes']
         rows.append(dict(run=run_title(run), state=state,
             epoch=f'{run.epochs if done else now["epoch"]}/{run.epochs}', minutes=done and done['minutes'],
             PublicTest=done and round(100*done['scores']['PublicTest']['clean']['accuracy'], 1)))
@@ -190,6 +191,7 @@ def runs_table(
         hours += epochs*run.part*run.views*(cost or 0)/3600
     table = pd.DataFrame(rows).set_index('run')
     table.attrs['left'] = _left((table.state!='finished').sum(), len(table), hours, unknown)
+    table.attrs['cost'] = ', and '.join(f'{clock(60*minutes)} on {where}' for where,minutes in spent.items())
     return table
 
 # %% ../nbs/49_records.ipynb #2fb015bc
@@ -205,3 +207,4 @@ def show_runs(
         if grid: print(table.astype(object).where(table.notna(), '').to_string())
         counts = ', '.join(f'{n} {state}' for state,n in table.state.value_counts().items())
         print(f'{name}: {counts}\n  {table.attrs["left"]}')
+        if table.attrs['cost']: print(f'  trained in {table.attrs["cost"]}')
