@@ -462,6 +462,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fer_perturb.film.kmeans_sheet': ('film.html#kmeans_sheet', 'fer_perturb/film.py')},
             'fer_perturb.findings': { 'fer_perturb.findings._beside_paper': ('findings.html#_beside_paper', 'fer_perturb/findings.py'),
                                       'fer_perturb.findings._change_text': ('findings.html#_change_text', 'fer_perturb/findings.py'),
+                                      'fer_perturb.findings._control': ('findings.html#_control', 'fer_perturb/findings.py'),
                                       'fer_perturb.findings._draw_changes': ('findings.html#_draw_changes', 'fer_perturb/findings.py'),
                                       'fer_perturb.findings._row': ('findings.html#_row', 'fer_perturb/findings.py'),
                                       'fer_perturb.findings._sheet': ('findings.html#_sheet', 'fer_perturb/findings.py'),

@@ -69,9 +69,17 @@ def _row(results, runs, against, sets, usage, twin_free):
     return row
 
 # %% ../nbs/54_findings.ipynb #0198e383
+def _control(groups, control, arch):
+    "The runs that those of a network are compared with; None if they are not finished"
+    of_arch = {label: runs for label,runs in groups.items() if runs[0].arch==arch}
+    if control in of_arch: return of_arch[control]
+    found = {label: runs for label,runs in of_arch.items() if runs[0].form==control}
+    if len(found)>1: raise ValueError(f'{control!r} are several rows: choose one of {", ".join(found)}')
+    return next(iter(found.values()), None)
+
 def comparison(
     name:str, # key of `grids`
-    control:str='plain', # label of the row to compare with, see `variants`
+    control:str='plain', # row to compare with: its label, see `variants`, or a form that one row of each network has
     sets:tuple=('clean', 'clean, two views', 'masks'), # what is compared
     usage:str='PublicTest', # one of `USAGES`
     results:Results=None, # where they are
@@ -80,12 +88,14 @@ def comparison(
     "Everything that a grid compares, over the seeds that row and control have in common"
     results = results or Results()
     rows,groups = {},variants(results.finished(name))
-    if control not in groups:
+    controls = {arch: _control(groups, control, arch) for arch in dict.fromkeys(g[0].arch for g in groups.values())}
+    if not any(controls.values()):
         raise ValueError(f'no finished runs are called {control!r}: choose one of {", ".join(groups)}')
     for label,runs in groups.items():
-        check_fair([*runs, *groups[control]])
-        same_labels(results, [*runs, *groups[control]], usage)
-        rows[label] = _row(results, runs, groups[control], sets, usage, twin_free)
+        against = controls[runs[0].arch] or []
+        check_fair([*runs, *against])
+        same_labels(results, [*runs, *against], usage)
+        rows[label] = _row(results, runs, against, sets, usage, twin_free)
     return pd.DataFrame.from_dict(rows, orient='index', dtype=object).fillna('')
 
 # %% ../nbs/54_findings.ipynb #81a877cd
@@ -124,7 +134,7 @@ def _beside_paper(plain, hidden, labels, vocab, epochs):
     "Baseline and P-models, the epochs of all phases, and what the paper says of them"
     ours = dict(baseline=summary_table(plain, labels, vocab), P=summary_table(hidden, labels, vocab))
     table = pd.concat(ours, axis=1)
-    for name,of in epochs.items(): table['epochs', name] = [of.get(k) for k in table.index]
+    for name,of in epochs.items(): table['epochs', name] = pd.Series([of.get(k) for k in table.index], table.index, dtype=object)
     paper = [paper_accuracy.get(k, (None, None)) for k in table.index]
     table['paper', 'baseline'],table['paper', 'P'] = [a for a,_ in paper],[b for _,b in paper]
     return table.astype(object).fillna('–')
@@ -280,12 +290,16 @@ def cluster_curve(
     "Figure 5: accuracy by the number of clusters"
     grid = grid or most_finished(results, cluster_grids)
     figure,ax = plt.subplots(figsize=(5,2.6))
-    for form in dict.fromkeys(r.form for r in results.finished(grid)):
+    def reached(run): return 100*right_of(results, [run], usage=usage).mean().item()
+    runs = results.finished(grid)
+    for form in dict.fromkeys(r.form for r in runs if r.needs_maps):
         groups = defaultdict(list)
-        for run in results.finished(grid, form=form):
-            groups[run.n_clusters].append(100*right_of(results, [run], usage=usage).mean().item())
+        for run in runs:
+            if run.form==form: groups[run.n_clusters].append(reached(run))
         ax.errorbar(list(groups), [np.mean(v) for v in groups.values()], [np.ptp(v)/2 for v in groups.values()],
             marker='o', capsize=3, label=form)
+    plain = [reached(r) for r in runs if r.form=='plain']
+    if plain: ax.axhline(np.mean(plain), color='0.5', ls=':', label='plain')
     ax.set(title='Accuracy by the number of clusters; bars span the seeds', xlabel='clusters', ylabel=f'{usage}, %')
     ax.legend(fontsize=8)
     return figure

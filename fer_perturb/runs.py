@@ -125,17 +125,18 @@ quarter = dict(part=.25, epochs=10, optimizer='muon', bs=128)
 
 # %% ../nbs/47_runs.ipynb #b180e61e
 def _clusters():
-    "Figure 5: the number of clusters, for own and foreign maps"
-    return [Run(form, seed, n_clusters=n, **quarter) for seed in range(3) for n in range(1, 9)
-        for form in ('own', 'foreign')]
+    "Figure 5: the number of clusters, for own and foreign maps, and the baseline"
+    def one(seed): return [Run(form, seed, n_clusters=n, **quarter) for n in range(1, 9) for form in ('own', 'foreign')]
+    return [r for seed in range(3) for r in [Run('plain', seed, **quarter), *one(seed)]]
 
 # %% ../nbs/47_runs.ipynb #a436ec1b
 def _parts():
-    "The parts of the scheme, one changed at a time"
-    changes = [dict(keep=k) for k in (.15, .5, 1.)] + [dict(saliency=s) for s in ('energy', 'gates')]
+    "The parts of the scheme, one changed at a time, the scheme itself, and the baseline"
+    changes = [{}] + [dict(keep=k) for k in (.15, .5, 1.)] + [dict(saliency=s) for s in ('energy', 'gates')]
     changes += [dict(feature='attention'), dict(refine=0), dict(one_map=True)]
     changes += [dict(maps=m) for m in ('random', 'centre', 'landmarks')]
-    return [Run(form, seed, **quarter, **c) for seed in range(3) for c in changes for form in ('own', 'foreign')]
+    def one(seed): return [Run(form, seed, **quarter, **c) for c in changes for form in ('own', 'foreign')]
+    return [r for seed in range(3) for r in [Run('plain', seed, **quarter), *one(seed)]]
 
 # %% ../nbs/47_runs.ipynb #1f8981ba
 architectures = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')
@@ -187,7 +188,7 @@ grids = dict(
     forms=lambda: seeded(core, **quarter) + seeded(more, **quarter),
     main=lambda: seeded('plain foreign own patch', epochs=40),
     clusters=_clusters, parts=_parts, self=_self, backbones=_backbones,
-    fills=lambda: seeded(filled, **quarter),
+    fills=lambda: seeded(f'plain own foreign {filled}', **quarter),
     tenth=lambda: seeded(core, **quarter | dict(part=.1)),
     h200_forms=_h200_forms, h200_main=lambda: seeded('plain foreign own patch', epochs=40, phase1_epochs=16, **h200),
     ship=lambda: [Run('patch', maps='centre', epochs=60, optimizer='muon', bs=128)],
