@@ -107,8 +107,8 @@ def epochs(args):
     return found
 
 def runs_of(args):
-    "Does hiding help? All that is asked, seed by seed: main, networks, clusters, parts, forms, fills, a tenth of the data"
-    names = 'main', 'backbones', 'clusters', 'parts', 'forms', 'fills', 'tenth'
+    "Does hiding help? All that is asked, seed by seed: main, networks, regions, clusters, parts, forms, fills, a tenth of the data"
+    names = 'main', 'backbones', 'regions', 'clusters', 'parts', 'forms', 'fills', 'tenth'
     found = {name: grids[f'gpu_{name}']() for name in names}
     if args.dry:
         short = dict(epochs=1, bs=16, phase1_epochs=1)

@@ -138,6 +138,12 @@ def _parts():
     def one(seed): return [Run(form, seed, **quarter, **c) for c in changes for form in ('own', 'foreign')]
     return [r for seed in range(3) for r in [Run('plain', seed, **quarter), *one(seed)]]
 
+# %% ../nbs/47_runs.ipynb #regions-grid
+def _regions():
+    "Which landmark should be left alone: always the same part is hidden, in half of the training images"
+    def one(seed): return [Run(f'region{i}', seed, maps='landmarks', **quarter) for i in range(1, 5)]
+    return [r for seed in range(3) for r in [Run('plain', seed, **quarter), *one(seed)]]
+
 # %% ../nbs/47_runs.ipynb #1f8981ba
 architectures = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')
 
@@ -187,14 +193,15 @@ grids = dict(
     toy=lambda: seeded('plain own foreign cutmix', 2, **toys),
     forms=lambda: seeded(core, **quarter) + seeded(more, **quarter),
     main=lambda: seeded('plain foreign own patch', epochs=40),
-    clusters=_clusters, parts=_parts, self=_self, backbones=_backbones,
+    clusters=_clusters, parts=_parts, regions=_regions, self=_self, backbones=_backbones,
     fills=lambda: seeded(f'plain own foreign {filled}', **quarter),
     tenth=lambda: seeded(core, **quarter | dict(part=.1)),
     h200_forms=_h200_forms, h200_main=lambda: seeded('plain foreign own patch', epochs=40, phase1_epochs=16, **h200),
     ship=lambda: [Run('patch', maps='centre', epochs=60, optimizer='muon', bs=128)],
     gpu_main=lambda: seeded('plain patch own foreign', epochs=100, phase1_epochs=16, **h200),
     gpu_backbones=_gpu_backbones)
-grids |= {f'gpu_{name}': partial(_recorded, name) for name in ('forms', 'clusters', 'parts', 'fills', 'tenth')}
+grids |= {f'gpu_{name}': partial(_recorded, name)
+    for name in ('forms', 'clusters', 'parts', 'regions', 'fills', 'tenth')}
 
 # %% ../nbs/47_runs.ipynb #with-needs
 def with_needs(
