@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -107,8 +108,8 @@ def epochs(args):
     return found
 
 def runs_of(args):
-    "Does hiding help? All that is asked, seed by seed: main, networks, regions, clusters, parts, forms, fills, a tenth of the data"
-    names = 'main', 'backbones', 'regions', 'clusters', 'parts', 'forms', 'fills', 'tenth'
+    "Does hiding help? All that is asked, seed by seed: main, regions, clusters, parts, forms, networks, fills, a tenth of the data"
+    names = 'main', 'regions', 'clusters', 'parts', 'forms', 'backbones', 'fills', 'tenth'
     found = {name: grids[f'gpu_{name}']() for name in names}
     if args.dry:
         short = dict(epochs=1, bs=16, phase1_epochs=1)
@@ -135,8 +136,12 @@ class Grid:
             rows = torch.arange(0, len(self.material.faces), 100)
             given = self.material.given
             self.material = Material(self.material.faces[rows].with_columns(), None if given is None else given[rows])
-        write_faces(self.material, self.place)
+        self.ready = ThreadPoolExecutor(1).submit(self.prepare) # masks are drawn while the first networks are trained
         self.networks,self.maps,self.begun = {},{},{}
+    def prepare(self):
+        "Draw the sets to test on, and write labels, parts and twins"
+        write_faces(self.material, self.place)
+        return self.material.sets
     def maps_of(self, run):
         "Cluster maps of the training images, and what made them; the same for all forms that hide by the same maps"
         if not run.needs_maps: return None,None
@@ -148,6 +153,7 @@ class Grid:
         return training_of(run, self.material, self.maps_of(run)[0])
     def keep(self, runs, number, training):
         run = runs[number]
+        self.ready.result()
         if run.attend: self.networks[run.name] = training.network.eval().requires_grad_(False)
         write_run(run, training, self.material, self.place, time.monotonic()-self.begun[run.name], *self.maps_of(run))
         print(f'{run_title(run)} {time.monotonic()-self.begun[run.name]:.1f} s', flush=True)

@@ -27,11 +27,14 @@ from .common import markdown
 from .training import face_loaders
 
 class Sizes(Callback):
-    "Images of 32 pixels in the first 40 % of the epochs, then of 40, in the last 30 % of 48"
+    "Smaller images at first, in place of the recipe's 36 pixels in the first 40 % of the epochs"
     order,run_valid = SmallFirst.order,False
+    def __init__(self,
+        until:dict, # {share of the epochs: side of the images in pixels}
+    ): self.until = until
     def before_fit(self): self.learn.cbs = self.learn.cbs.filter(lambda cb: not isinstance(cb, SmallFirst))
     def before_batch(self):
-        size = 32 if self.epoch<0.4*self.n_epoch else 40 if self.epoch<0.7*self.n_epoch else 48
+        size = next((size for share,size in self.until.items() if self.epoch<share*self.n_epoch), 48)
         if size<48: self.learn.xb = (F.interpolate(self.xb[0].as_subclass(torch.Tensor), size, mode='bilinear', antialias=True),)
 
 class Alternate(Callback):
@@ -91,7 +94,8 @@ ideas = {'SGD, batches of 64, rate 0.06': dict(),
          'Muon, rate 0.004': dict(bs=128, lr=.004, opt_func=muon),
          'Muon, rate 0.012': best,
          'Muon, rate 0.03': dict(bs=128, lr=.03, opt_func=muon),
-         '32, 40, then 48 pixels': dict(**best, cbs=[Sizes]),
+         '32, 40, then 48 pixels': dict(**best, cbs=[partial(Sizes, {.4: 32, .7: 40})]),
+         '36 pixels in 70 % of the epochs': dict(**best, cbs=[partial(Sizes, {.7: 36})]),
          'alternating flip': dict(**best, cbs=[Alternate], flip=False),
          'running mean of the weights': dict(**best, cbs=[Average]),
          'whitening first filters': dict(**best, begin=whiten),
@@ -126,7 +130,7 @@ def train(
     right = [100*(p.argmax(1)==test.labels).float().mean().item() for p in (found[0], found[0]+found[1])]
     return dict(hardware=hardware('cpu'), minutes=minutes, accuracy=right[0], with_mirror=right[1], curve=curve)
 
-def stem(name): return name.replace(' ', '_').replace(',', '')
+def stem(name): return name.replace(' ', '_').replace(',', '').replace('%', 'percent')
 
 def kept(out, name, epochs, seed): return out/f'{stem(name)}-{epochs}-{seed}.json'
 
