@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['adamw', 'sgd', 'muon', 'BFloat16', 'bfloat16_pays', 'precision_callbacks', 'face_learner', 'LowerOnPlateau',
-           'SmallFirst', 'quick_augment', 'attention_learner', 'perturb_learner', 'MirrorAverage', 'TenCrop']
+           'SmallFirst', 'quick_augment', 'attention_learner', 'perturb_learner', 'MeanTeacher', 'MirrorAverage',
+           'TenCrop']
 
 # %% ../nbs/42_learner.ipynb #942f1d63
 from copy import deepcopy
@@ -17,6 +18,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.vision.all import *
 from timm.optim import Muon
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torchvision.transforms.v2.functional import ten_crop
 
 from .attention import add_attention, has_attention
@@ -308,6 +310,25 @@ def perturb_learner(
     learn.origin |= dict(attention=parts.attention if own else None, stages=stages, scheme=scheme, recipe=recluster.form.text)
     if _images_only not in learn.model._forward_pre_hooks.values(): learn.model.register_forward_pre_hook(_images_only)
     return learn
+
+# %% ../nbs/42_learner.ipynb #teacher-code
+class MeanTeacher(Callback):
+    "Attention is that of the running mean of the predictor's weights, for `perturb_learner(attention='self')`"
+    order,run_valid = ReclusterCallback.order+0.2,False
+    def __init__(self,
+        decay:float=0.99, # share of the old mean that a step leaves
+    ):
+        check_number('decay', decay, 0, 1)
+        self.decay = decay
+    def before_fit(self):
+        if not hasattr(self.learn, 'recluster') or not self.recluster.own:
+            raise ValueError("a mean teacher needs the learner's own attention: give perturb_learner attention='self'")
+        self.mean = AveragedModel(get_model(self.model), avg_fn=get_ema_avg_fn(self.decay), use_buffers=True).eval()
+        self.recluster.clusterer.model = self.mean.module
+    def after_step(self): self.mean.update_parameters(get_model(self.model))
+    def after_fit(self): self.recluster.clusterer.model = get_model(self.model)
+    def get_state(self): return self.mean.state_dict()
+    def set_state(self, state): self.mean.load_state_dict(state)
 
 # %% ../nbs/42_learner.ipynb #27f4f3e7
 class MirrorAverage(Callback):

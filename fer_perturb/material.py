@@ -23,7 +23,7 @@ from .backbones import create_backbone
 from .data import EMOTIONS, USAGES, FERData
 from .forms import DoubleBatch, FormCallback, entry, forms
 from .landmarks import centre_prior, find_landmarks, landmark_groups
-from .learner import attention_learner, face_learner, perturb_learner, quick_augment
+from .learner import MeanTeacher, attention_learner, face_learner, perturb_learner, quick_augment
 from .loaders import face_block
 from .masks import occlude
 from .perturb import Clusterer, with_clusters
@@ -224,7 +224,7 @@ def map_source(
     attention:nn.Module=None, # the trained network of `run.phase1`
 ): # what `perturb_learner` takes as its attention
     "What gives the saliency: a trained network, the learner's own ('self'), noise, or the centre of the frame"
-    return dict(frozen=attention, self='self', random=NoiseMaps(run.seed), centre=CentreMaps())[run.maps]
+    return dict(frozen=attention, self='self', teacher='self', random=NoiseMaps(run.seed), centre=CentreMaps())[run.maps]
 
 # %% ../nbs/48_material.ipynb #b21a3b02
 def run_loaders(
@@ -260,7 +260,8 @@ def run_learner(
             material.faces.images.shape[-1]))
         return face_learner(dls, network(run, classes), cbs=[FormCallback(run.form, len(landmark_parts))])
     return perturb_learner(dls, network(run, classes, 1 + run.n_clusters*(run.form=='stack')),
-        map_source(run, attention), perturb=run.form, **map_options(run))
+        map_source(run, attention), perturb=run.form,
+        cbs=[MeanTeacher()]*(run.maps=='teacher'), **map_options(run))
 
 # %% ../nbs/48_material.ipynb #run-maps
 def run_maps(

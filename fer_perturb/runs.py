@@ -32,7 +32,7 @@ class Run:
     bs: int = 64                   # images in a batch
     augment: str = 'quick'         # 'quick', 'mirror' or 'none'
     attend: bool = False           # the network itself has attention
-    maps: str = 'frozen'           # where maps come from: 'frozen', 'self', 'random', 'centre' or 'landmarks'
+    maps: str = 'frozen'           # whence maps: 'frozen', 'self', 'teacher', 'random', 'centre' or 'landmarks'
     phase1_epochs: int = 8         # of the frozen attention network
     saliency: str = 'detail'       # the next six are those of `Scheme`
     n_clusters: int = 3
@@ -157,9 +157,11 @@ def _backbones():
 
 # %% ../nbs/47_runs.ipynb #b66087b8
 def _self():
-    "The learner's own attention: all have gates"
-    return [Run(form, seed, maps='self', attend=form=='plain', **quarter) for seed in range(3)
-        for form in ('plain', 'own', 'foreign')]
+    "The learner's own attention, or that of its mean teacher: all have gates"
+    pairs = [(form, maps) for maps in ('self', 'teacher') for form in ('own', 'foreign')]
+    pairs += [(form, 'teacher') for form in ('twice_own', 'twice_foreign')]
+    return [Run(form, seed, maps=maps, attend=form=='plain', **quarter) for seed in range(3)
+        for form,maps in [('plain', 'self'), *pairs]]
 
 toys = dict(faces='toy 210', epochs=3, arch='test_resnet', optimizer='adamw', bs=16, augment='mirror', phase1_epochs=2)
 

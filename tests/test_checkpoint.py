@@ -7,7 +7,7 @@ from torch import nn
 from fer_perturb import checkpoint
 from fer_perturb.augment import FaceAugment
 from fer_perturb.checkpoint import Checkpoint
-from fer_perturb.learner import adamw, face_learner, perturb_learner, sgd
+from fer_perturb.learner import MeanTeacher, adamw, face_learner, perturb_learner, sgd
 from fer_perturb.loaders import face_block
 
 
@@ -21,6 +21,7 @@ def learner(faces, kind):
     set_seed(1)
     dls = face_block(batch_tfms=[FaceAugment()]).dataloaders(faces[:105], bs=16, device='cpu')
     if kind=='plain': return face_learner(dls, model(), opt_func=Adam)
+    if kind=='teacher': return perturb_learner(dls, 'test_resnet', 'self', cbs=MeanTeacher(.8), opt_func=Adam)
     return perturb_learner(dls, model(), Noise(), perturb='foreign', every=2 if kind=='seldom' else 1, refine=1, opt_func=Adam)
 
 recipes = dict(sgd=lambda l, cbs: l.fit_quick(10, opt_func=sgd, cbs=cbs), adamw=lambda l, cbs: l.fit_quick(3, opt_func=adamw, cbs=cbs),
@@ -39,7 +40,7 @@ def outcome(learn):
 
 def equal(a, b): return all(torch.equal(x, y) for x,y in zip(a[0], b[0])) and a[1:]==b[1:]
 
-@pytest.mark.parametrize('recipe, kind', [('sgd', 'plain'), ('adamw', 'plain'), ('paper', 'plain'), ('fastais', 'plain'), ('sgd', 'clusters'), ('fastais', 'seldom')])
+@pytest.mark.parametrize('recipe, kind', [('sgd', 'plain'), ('adamw', 'plain'), ('paper', 'plain'), ('fastais', 'plain'), ('sgd', 'clusters'), ('fastais', 'seldom'), ('adamw', 'teacher')])
 def test_stopped_after_every_epoch(faces, tmp_path, recipe, kind):
     _,whole = train(faces, tmp_path/'whole.pt', recipe, kind)
     stops,parts = train(faces, tmp_path/'parts.pt', recipe, kind, stop=lambda: True)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import ten_crop
 from fer_perturb.attention import AttendedStage, SpatialAttention
 from fer_perturb.augment import EraseRandom, FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.learner import (BFloat16, MirrorAverage, TenCrop, adamw, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks,
+from fer_perturb.learner import (BFloat16, MeanTeacher, MirrorAverage, TenCrop, adamw, attention_learner, bfloat16_pays, face_learner, perturb_learner, precision_callbacks,
                                  quick_augment, sgd)
 from fer_perturb.loaders import face_block
 from fer_perturb.perturb import Scheme, perturbations, schemes
@@ -199,3 +199,18 @@ def test_mistakes(dls, faces, phase1):
     with pytest.raises(ValueError, match='frozen attention'): perturb_learner(dls, perturb='stack')
     with pytest.raises(ValueError, match='did you mean'): face_learner(dls, 'resnet-18')
     with pytest.raises(ValueError, match='have no classes'): face_learner(DataLoaders(DataLoader(faces.images, bs=4)))
+
+def test_a_mean_teacher_is_the_running_mean_and_clusters_come_from_it(dls):
+    asked = []
+    class Watch(Callback):
+        order = MeanTeacher.order+1
+        def before_fit(self): self.mean = None
+        def before_train(self): asked.append(self.recluster.clusterer.model)
+        def after_step(self):
+            now = [p.detach().clone() for p in self.model.parameters()]
+            self.mean = now if self.mean is None else [.9*m+.1*p for m,p in zip(self.mean, now)]
+    learn = quiet_fit(perturb_learner(dls, 'test_resnet', cbs=[MeanTeacher(.9), Watch()]), 2)
+    teacher = learn.mean_teacher.mean.module
+    assert all(m is teacher for m in asked) and teacher is not learn.model and learn.recluster.clusterer.model is learn.model
+    assert all(torch.allclose(a, b, atol=1e-6) for a,b in zip(teacher.parameters(), learn.watch.mean))
+    assert not all(torch.equal(a, b) for a,b in zip(teacher.parameters(), learn.model.parameters()))
