@@ -33,9 +33,7 @@ class Double(Callback):
     order = 9.9
     def before_batch(self): self.learn.xb = (self.xb[0].double(),)
 class Say(Callback):
-    def after_epoch(self):
-        print('epoch', self.epoch, flush=True)
-        maps.append(self.dls.train.data.column('clusters').clone())
+    def after_epoch(self): print('epoch', self.epoch, flush=True)
 class Noise(nn.Module):
     def saliency_maps(self, images, *args):
         asked.append(len(images))
@@ -43,12 +41,13 @@ class Noise(nn.Module):
 
 def model(): return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 7))
 
-out,epochs,asked,maps = sys.argv[1],int(sys.argv[2]),[],[]
+out,epochs,asked = sys.argv[1],int(sys.argv[2]),[]
 torch.set_num_threads(1)
 ours = start_processes(20)
 set_seed(1+ours.number) # everything random comes from process 0
 dls = face_block(batch_tfms=[FaceAugment()]).dataloaders(toy_faces(175), bs=31, device='cpu')
-learn = perturb_learner(dls, model(), Noise(), perturb='foreign', cbs=[Double(), Say()])
+# a few pixels of each face: none lies so near the border of two clusters that sums in another order move it over
+learn = perturb_learner(dls, model(), Noise(), perturb='foreign', keep=.03, cbs=[Double(), Say()])
 learn.remove_cb(BFloat16)
 learn.model.double()
 with learn.processes_ctx(), learn.no_bar(), learn.no_logging(): learn.fit_quick(epochs, .01, checkpoint=out+'.kept')
@@ -58,7 +57,7 @@ learn.path.mkdir(parents=True, exist_ok=True)
 learn.save(f'saved{ours.number}')
 torch.save(dict(values=[list(v) for v in learn.recorder.values], losses=[l.item() for l in learn.recorder.losses], asked=asked,
                 weights=[v.double() for v in learn.model.state_dict().values()], centroids=learn.recluster.clusterer.centroids,
-                maps=maps, clusters=learn.dls.train.data.column('clusters')), f'{out}.{ours.number}.pt')
+                clusters=learn.dls.train.data.column('clusters')), f'{out}.{ours.number}.pt')
 """
 
 def started(folder, n, *args):
@@ -89,14 +88,10 @@ def test_two_processes_train_the_network_of_one(tmp_path, monkeypatch):
     assert torch.equal(one['clusters'], same['clusters']) and torch.equal(one['centroids'], same['centroids'])
     assert all(torch.equal(a, b) for a,b in zip(first['weights'], second['weights'])) and first['values']==second['values']
     assert torch.equal(first['centroids'], second['centroids']) and torch.equal(first['clusters'], second['clusters'])
-    # sums in another order can move a pixel over the border of two clusters, on some processors; what is hidden then differs by that pixel
-    moved = sum((a!=b).sum() for a,b in zip(one['maps'], first['maps'])).item()
-    assert moved<1e-4*sum(m.numel() for m in one['maps'])
-    near = 1 if moved==0 else 100
-    assert torch.allclose(torch.tensor(one['losses']), torch.tensor(first['losses']), atol=near*1e-5)
-    assert torch.allclose(torch.tensor(one['values']), torch.tensor(first['values']), atol=near*1e-4)
+    assert torch.allclose(torch.tensor(one['losses']), torch.tensor(first['losses']), atol=1e-5)
+    assert torch.allclose(torch.tensor(one['values']), torch.tensor(first['values']), atol=1e-4)
     assert torch.allclose(one['centroids'], first['centroids'], atol=1e-4) and (one['clusters']==first['clusters']).float().mean()>.9999
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5 if moved==0 else 1e-2) for a,b in zip(one['weights'], first['weights']))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a,b in zip(one['weights'], first['weights']))
     assert one['asked'][0]==147 and [first['asked'][0], second['asked'][0]]==[73, 74] # each process its share of the faces
     assert (tmp_path/'two.kept'/'training.pt').exists() and not list(tmp_path.glob('two.kept/.*'))
 
