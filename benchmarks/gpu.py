@@ -143,10 +143,13 @@ class Grid:
         write_faces(self.material, self.place)
         return self.material.sets
     def maps_of(self, run):
-        "Cluster maps of the training images, and what made them; the same for all forms that hide by the same maps"
-        if not run.needs_maps: return None,None
+        "Cluster maps of the training images, what made them, and Figure 4's claim; once for all forms that hide by the same maps"
+        if not run.needs_maps: return None,None,None
         key = replace(run, form='own', epochs=1)
-        if key not in self.maps: self.maps[key] = run_maps(run, self.material, self.networks.get(run.phase1 and run.phase1.name), device)
+        if key not in self.maps:
+            maps,clusterer = run_maps(run, self.material, self.networks.get(run.phase1 and run.phase1.name), device)
+            claim = figure_4_claim(run, self.material, clusterer) if clusterer and run.n_clusters==3 else None
+            self.maps[key] = maps,clusterer,claim
         return self.maps[key]
     def make(self, run):
         self.begun[run.name] = time.monotonic()
@@ -165,7 +168,7 @@ def grid(args):
     "All grids, for as long as time is left"
     todo,until = Grid(args),time.monotonic() + args.seconds - 20
     known = [todo.place, Place(root/'results')]
-    wanted = [r for r in runs_of(args) if not any(p.record(r).exists() for p in known)]
+    wanted = [r for r in runs_of(args) if not any(p.finished(r) for p in known)]
     finished,networks = 0,0
     for seed in sorted({r.seed for r in wanted}):
         runs = [r for r in wanted if r.seed==seed]
@@ -192,7 +195,7 @@ def saliency_record(run, training, material):
     except ImportError: return {} # captum is an extra
     return {f'saliency {name}': m.mean(0).half().numpy() for name,m in maps.items()}
 
-def write_run(run, training, material, place, seconds, maps, clusterer):
+def write_run(run, training, material, place, seconds, maps, clusterer, claim):
     "Predictions of all test images, and scores on PublicTest"
     test,n,sets = material.test,len(material.rows['PublicTest']),dict(material.sets)
     if run.attend: sets = {name: sets[name] for name in ('clean', 'masks')}
@@ -206,7 +209,6 @@ def write_run(run, training, material, place, seconds, maps, clusterer):
     labels,alone = (v[test][:n] for v in (material.faces.labels.cpu(), material.alone))
     classes = {name: (p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte()).numpy() for name,p in said.items()}
     hidden,pictures = maps_record(run, training, material, maps, clusterer)
-    claim = figure_4_claim(run, material, clusterer) if clusterer and training.n_clusters==3 else None
     pictures |= saliency_record(run, training, material)
     write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': c[:n] for name,c in classes.items()} | pictures)
     write_arrays(place.sealed(run), {f'PrivateTest/{name}': c[n:] for name,c in classes.items()})

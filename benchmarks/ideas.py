@@ -139,8 +139,8 @@ def table(
 )->str: # markdown
     "What each idea costs, beside the recipe that is kept on the same processor, and what it reaches"
     found = {name: [(int(p.stem.split('-')[-2]), json.loads(p.read_text())) for p in sorted(out.rglob(f'{stem(name)}-*-*.json'))] for name in ideas}
-    kept = [f for epochs,f in found['Muon, rate 0.012'] if epochs==10]
-    unit = {h: mean(f['minutes'] for f in kept if f['hardware']==h) for h in {f['hardware'] for f in kept}}
+    recipe = [f for epochs,f in found['Muon, rate 0.012'] if epochs==10]
+    unit = {h: mean(f['minutes'] for f in recipe if f['hardware']==h) for h in {f['hardware'] for f in recipe}}
     rows = []
     for name in ideas:
         for epochs in sorted({e for e,_ in found[name]}):
