@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,18 +17,15 @@ import torch
 from fer_perturb.attention import add_attention
 from fer_perturb.augment import FaceAugment
 from fer_perturb.backbones import create_backbone
-from fer_perturb.evaluate import scores
-from fer_perturb.experiments import write_faces
-from fer_perturb.forms import forms, hidden_share
+from fer_perturb.experiments import Outcome, write_faces, write_results
 from fer_perturb.graphs import GraphTraining, train_together
-from fer_perturb.interpret import input_saliency
 from fer_perturb.kmeans import eq1_features, kmeans_plus_plus, lloyd
 from fer_perturb.learner import attention_learner, face_learner, perturb_learner
 from fer_perturb.loaders import face_block
 from fer_perturb.material import Material, figure_4_claim, find_material, landmark_parts, network, run_maps
 from fer_perturb.perturb import Scheme
 from fer_perturb.readers import load_faces
-from fer_perturb.records import Place, hardware, versions, write_arrays, write_json
+from fer_perturb.records import Place, hardware, versions, write_json
 from fer_perturb.runs import grids, run_title
 
 root = Path(__file__).resolve().parent.parent
@@ -157,9 +154,14 @@ class Grid:
     def keep(self, runs, number, training):
         run = runs[number]
         self.ready.result()
+        _,clusterer,claim = self.maps_of(run)
+        seconds = time.monotonic()-self.begun[run.name]
+        known = dict(trainer='recorded steps', hardware=hardware(device), versions=versions(), minutes=round(seconds/60, 3),
+                     curve=[dict(train_loss=float(v)) for v in training.losses], figure_4=claim)
+        outcome = Outcome(training.network, lambda images: training.logits(images).softmax(1), clusterer)
+        write_results(run, outcome, self.material, self.place, known)
         if run.attend: self.networks[run.name] = training.network.eval().requires_grad_(False)
-        write_run(run, training, self.material, self.place, time.monotonic()-self.begun[run.name], *self.maps_of(run))
-        print(f'{run_title(run)} {time.monotonic()-self.begun[run.name]:.1f} s', flush=True)
+        print(f'{run_title(run)} {seconds:.1f} s', flush=True)
     def train(self, runs, until):
         "How many of them are finished"
         return len(train_together([partial(self.make, r) for r in runs], partial(self.keep, runs), self.slots, until))
@@ -176,46 +178,6 @@ def grid(args):
         finished += todo.train(runs, until)
         todo.networks,todo.maps = {},{}
     return dict(finished=finished, networks=networks, wanted=len(wanted))
-
-def maps_record(run, training, material, maps, clusterer):
-    "What a run hides, and where its clusters lie on faces of PublicTest"
-    if maps is None: return None,{}
-    images = training.images[:1000,None]
-    saliency = clusterer.saliency_of(images) if clusterer else torch.ones_like(images[:,0])
-    k = training.n_clusters
-    hidden = None if forms[run.form].mixes else hidden_share(run.form, maps[:1000], saliency, k)
-    if not clusterer: return hidden,{}
-    found = clusterer(material.sets['clean'][:256,None].to(device))
-    return hidden,dict(clusters=torch.stack([(found==i).float().mean(0) for i in range(1, k+1)]).half().cpu().numpy())
-
-def saliency_record(run, training, material):
-    "Where answers depend on the image, for the figures of the networks"
-    if not run.probabilities or run.form not in ('plain', 'own'): return {}
-    try: maps = {name: input_saliency(training.network, material.sets[name][:256]) for name in ('clean', 'masks')}
-    except ImportError: return {} # captum is an extra
-    return {f'saliency {name}': m.mean(0).half().numpy() for name,m in maps.items()}
-
-def write_run(run, training, material, place, seconds, maps, clusterer, claim):
-    "Predictions of all test images, and scores on PublicTest"
-    test,n,sets = material.test,len(material.rows['PublicTest']),dict(material.sets)
-    if run.attend: sets = {name: sets[name] for name in ('clean', 'masks')}
-    elif clusterer and run.form=='own':
-        found = clusterer(sets['clean'][:,None].to(device)).cpu()
-        sets |= {f'no cluster {i}': torch.where(found==i, 128, sets['clean']) for i in range(1, training.n_clusters+1)}
-    said = {}
-    for name,images in sets.items():
-        said[name] = training.logits(images).softmax(1)
-        if name in ('clean', 'masks'): said[f'{name}, two views'] = (said[name] + training.logits(images.flip(2)).softmax(1))/2
-    labels,alone = (v[test][:n] for v in (material.faces.labels.cpu(), material.alone))
-    classes = {name: (p.half() if run.probabilities and 'clean' in name else p.argmax(1).byte()).numpy() for name,p in said.items()}
-    hidden,pictures = maps_record(run, training, material, maps, clusterer)
-    pictures |= saliency_record(run, training, material)
-    write_arrays(place.record(run).with_suffix('.npz'), {f'PublicTest/{name}': c[:n] for name,c in classes.items()} | pictures)
-    write_arrays(place.sealed(run), {f'PrivateTest/{name}': c[n:] for name,c in classes.items()})
-    public = {name: scores(p[:n], labels, material.faces.vocab, alone) for name,p in said.items()}
-    write_json(place.record(run), dict(name=run.name, settings=asdict(run), faces=material.fingerprint, date=time.strftime('%Y-%m-%d'),
-        trainer='recorded steps', hardware=hardware(device), versions=versions(), minutes=round(seconds/60, 3),
-        curve=[dict(train_loss=float(v)) for v in training.losses], hidden=hidden, figure_4=claim, scores=dict(PublicTest=public)))
 
 parts = dict(cells=cells, kmeans=kmeans, epochs=epochs, grid=grid)
 

@@ -321,10 +321,10 @@ def hidden_share(
     n_clusters:int=3, # k
 )->dict: # changed: share of the images; of those that are: hidden share of the area and of the attention
     "What a form hides, on average"
-    batch = Batch(torch.full((len(maps),1,*maps.shape[1:]), .125, device=maps.device), maps, None, n_clusters,
-        progress=1.)
+    noise = torch.rand(len(maps), 1, *maps.shape[1:], generator=torch.Generator().manual_seed(0)).to(maps.device)
+    batch = Batch(noise, maps, None, n_clusters, progress=1.)
     forms[form].apply(batch)
-    hidden = (batch.images!=.125)[:,0]
+    hidden = (batch.images!=noise)[:,0]
     changed,weight = hidden.flatten(1).any(1),saliency.float()
     attention = (weight*hidden).sum((1, 2))/weight.sum((1, 2)).clamp(min=1e-6)
     means = dict(changed=changed.float(), area=hidden.float().mean((1, 2))[changed], attention=attention[changed])

@@ -12,7 +12,7 @@ from fer_perturb.demo import covered_report
 from fer_perturb.ensemble import ensemble_learner
 from fer_perturb.evaluate import (accuracy_change, calibration, class_accuracy, class_table, correct, macro_f1, occlusion_table,
                                   plot_confusion, predict_faces, scores, summary_table)
-from fer_perturb.experiments import Results, write_results
+from fer_perturb.experiments import Results, learner_outcome, write_results
 from fer_perturb.findings import right_of
 from fer_perturb.labels import DrawLabels, class_weights
 from fer_perturb.learner import face_learner
@@ -156,7 +156,7 @@ def test_experiments_count_in_one_order(told, tmp_path):
     assert materials[0].fingerprint==materials[1].fingerprint and materials[1].faces.vocab==EMOTIONS
     for run,material in zip(runs, materials):
         learn = Learner(run_loaders(run, material), Oracle(material.faces.vocab), loss_func=CrossEntropyLossFlat())
-        quiet(learn, lambda: write_results(run, learn, material, place, {}))
+        quiet(learn, lambda: write_results(run, learner_outcome(learn, material), material, place, {}))
     results = Results(place.results)
     assert all(results.record(r)['scores']['PublicTest'][s]['accuracy']==1 for r in runs for s in ('clean', 'masks', 'clean, two views'))
     assert (right_of(results, runs)==1).all() and right_of(results, runs).shape==(2, 14)

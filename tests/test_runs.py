@@ -180,6 +180,15 @@ def test_tables_and_figures_from_results(monkeypatch, undisturbed):
     with pytest.raises(FileNotFoundError, match='fer-perturb run clusters'): paper_figure(5, results)
     with pytest.raises(ValueError, match='choose one of 1, 3, 4'): paper_figure(2, results)
 
+@pytest.mark.parametrize('form', ['stack', 'views', 'twice_own', 'own_blur', 'cutmix_own'])
+def test_every_kind_of_form_ends_in_a_record(form, tmp_path):
+    "Stacks have no saliency, views are more than an image, a blurred image is hidden where nothing is gray"
+    run,place = Run(form, maps='centre', **small | dict(epochs=1)),Place(tmp_path/'results', tmp_path/'work')
+    assert train_runs([run], lambda faces: toy_material(), place, device='cpu')==[]
+    record,arrays = read_json(place.record(run)),Results(place.results).arrays(run)
+    assert record['scores']['PublicTest']['clean']['images']==7 and ('saliency clean' in arrays)==('clusters' in arrays)==(form!='stack')
+    if form in ('twice_own', 'own_blur'): assert record['hidden']['area']==pytest.approx(.1, abs=.02)
+
 def test_a_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     def broken(batch): raise RuntimeError('no such pixel')
     monkeypatch.setitem(forms, 'broken', Form(broken, 'broken', maps=False))
