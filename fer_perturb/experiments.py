@@ -70,9 +70,8 @@ def clusters(self:Outcome,
 @patch
 def saliency(self:Outcome,
     images:Tensor, # (m,h,w) uint8
-)->Tensor: # (m,h,w) uint8, on the CPU; ones where clusters are made of none
+)->Tensor: # (m,h,w) uint8, on the CPU
     "The saliency that clusters are made of"
-    if not self.clusterer: return torch.ones_like(images)
     return self.clusterer.saliency_of(images[:,None].to(self.device)).cpu()
 
 # %% ../nbs/52_experiments.ipynb #828725ec
@@ -197,10 +196,13 @@ def _hidden(run, outcome, material):
     if not run.needs_maps or run.form not in forms or forms[run.form].mixes: return None
     rows = material.training_rows(run.part)[:1000]
     images = material.faces.images[rows].cpu()
-    if outcome.clusterer: maps,k = outcome.clusters(images),outcome.clusterer.n_clusters
-    else: maps,k = face_parts(material.points(rows), images.shape[-1]),len(landmark_parts)
+    if outcome.clusterer: maps,saliency,k = outcome.clusters(images),outcome.saliency(images),run.n_clusters
+    else:
+        maps = face_parts(material.points(rows), images.shape[-1])
+        saliency,k = torch.ones_like(maps),len(landmark_parts)
     set_seed(0)
-    return hidden_share(run.form, maps, outcome.saliency(images), k)
+    found = hidden_share(run.form, maps, saliency, k)
+    return found if outcome.clusterer else {name: found[name] for name in ('changed', 'area')} # there is no attention
 
 def _claim(run, outcome, material):
     "On how many faces clusters lie as in the paper's Figure 4"
