@@ -87,7 +87,12 @@ def biases_apart(model):
 
 def muon(params, lr=0.004, **kwargs): return OptimWrapper(params, opt=partial(Muon, adjust_lr_fn='match_rms_adamw'), lr=lr)
 
+def in_turn(movement=1.):
+    "Faces that are mirrored in turn, with some of the usual rotation, zoom and shift"
+    return [FaceAugment(10*movement, 1+.1*movement, .083*movement, max_lighting=0, flip=False)]
+
 best = dict(bs=128, lr=.012, opt_func=muon)
+in_eight = dict(cbs=[Alternate, partial(Sizes, {.4: 36})], tfms=in_turn) # small images first, however few epochs there are
 # name: what differs from the quick recipe; all after the fifth stand on Muon with a rate of 0.012
 ideas = {'SGD, batches of 64, rate 0.06': dict(),
          'batches of 128, rate 0.24': dict(bs=128, lr=.24),
@@ -96,9 +101,10 @@ ideas = {'SGD, batches of 64, rate 0.06': dict(),
          'Muon, rate 0.03': dict(bs=128, lr=.03, opt_func=muon),
          '32, 40, then 48 pixels': dict(**best, cbs=[partial(Sizes, {.4: 32, .7: 40})]),
          '36 pixels in 70 % of the epochs': dict(**best, cbs=[partial(Sizes, {.7: 36})]),
-         'alternating flip': dict(**best, cbs=[Alternate], flip=False),
-         'alternating flip, 36 pixels in 40 % of the epochs': dict(**best, cbs=[Alternate, partial(Sizes, {.4: 36})], flip=False),
-         'the same, rate 0.02': dict(**best | dict(lr=.02), cbs=[Alternate, partial(Sizes, {.4: 36})], flip=False),
+         'alternating flip': dict(**best, cbs=[Alternate], tfms=in_turn),
+         'alternating flip, 36 pixels in 40 % of the epochs': dict(**best, **in_eight),
+         'the same, rate 0.02': dict(**best | dict(lr=.02), **in_eight),
+         'the same, half of the movement': dict(**best, **in_eight | dict(tfms=partial(in_turn, .5))),
          'running mean of the weights': dict(**best, cbs=[Average]),
          'whitening first filters': dict(**best, begin=whiten),
          'identity at the start': dict(**best, begin=identity),
@@ -109,8 +115,8 @@ def learner(
     data:FERData, # FER2013
     idea:dict, # of `ideas`
 ): # ready for `fit_quick`
-    tfms = quick_augment() if idea.get('flip', True) else [FaceAugment(max_lighting=0, flip=False)]
-    dls = face_loaders(FERData(data.images.clone(), data.labels, data.usage, data.names, data.vocab), idea.get('bs', 64), tfms)
+    own = FERData(data.images.clone(), data.labels, data.usage, data.names, data.vocab)
+    dls = face_loaders(own, idea.get('bs', 64), idea.get('tfms', quick_augment)())
     learn = face_learner(dls, 'slim_resnet18', cbs=[cb() for cb in idea.get('cbs', [])], **{k: idea[k] for k in ('splitter',) if k in idea})
     if 'begin' in idea: idea['begin'](learn.model, dls.train.data.images)
     return learn
