@@ -145,8 +145,7 @@ class Grid:
         key = replace(run, form='own', epochs=1)
         if key not in self.maps:
             maps,clusterer = run_maps(run, self.material, self.networks.get(run.phase1 and run.phase1.name), device)
-            claim = figure_4_claim(run, self.material, clusterer) if clusterer and run.n_clusters==3 else None
-            self.maps[key] = maps,clusterer,claim
+            self.maps[key] = maps,clusterer,figure_4_claim(run, self.material, clusterer)
         return self.maps[key]
     def make(self, run):
         self.begun[run.name] = time.monotonic()

@@ -115,7 +115,7 @@ def learner(
     data:FERData, # FER2013
     idea:dict, # of `ideas`
 ): # ready for `fit_quick`
-    own = FERData(data.images.clone(), data.labels, data.usage, data.names, data.vocab)
+    own = data.with_columns(images=data.images.clone()) # which `Alternate` mirrors
     dls = face_loaders(own, idea.get('bs', 64), idea.get('tfms', quick_augment)())
     learn = face_learner(dls, 'slim_resnet18', cbs=[cb() for cb in idea.get('cbs', [])], **{k: idea[k] for k in ('splitter',) if k in idea})
     if 'begin' in idea: idea['begin'](learn.model, dls.train.data.images)

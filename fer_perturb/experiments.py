@@ -26,7 +26,7 @@ from .evaluate import Predictions, predict_faces, scores
 from .forms import entry, forms, hidden_share
 from .interpret import input_saliency
 from .learner import BFloat16, adamw, bfloat16_pays, muon, sgd
-from .material import Material, face_parts, figure_4_claim, find_material, landmark_parts, run_learner
+from .material import Material, figure_4_claim, find_material, landmark_parts, run_learner
 from .perturb import Clusterer
 from .readers import write_beside
 from .records import Place, clock, hardware, read_arrays, read_json, runs_folder, runs_table, versions
@@ -66,13 +66,6 @@ def clusters(self:Outcome,
 )->Tensor: # (m,h,w) uint8, on the CPU: 0 none, 1 to k
     "The clusters of each image"
     return self.clusterer(images[:,None].to(self.device)).cpu()
-
-@patch
-def saliency(self:Outcome,
-    images:Tensor, # (m,h,w) uint8
-)->Tensor: # (m,h,w) uint8, on the CPU
-    "The saliency that clusters are made of"
-    return self.clusterer.saliency_of(images[:,None].to(self.device)).cpu()
 
 # %% ../nbs/52_experiments.ipynb #828725ec
 @torch.no_grad()
@@ -195,18 +188,16 @@ def _hidden(run, outcome, material):
     "What the form hides of training images"
     if not run.needs_maps or run.form not in forms or forms[run.form].mixes: return None
     rows = material.training_rows(run.part)[:1000]
-    images = material.faces.images[rows].cpu()
-    if outcome.clusterer: maps,saliency,k = outcome.clusters(images),outcome.saliency(images),run.n_clusters
+    if outcome.clusterer:
+        images = material.faces.images[rows][:,None].to(outcome.device)
+        saliency = outcome.clusterer.saliency_of(images)
+        maps,k = outcome.clusterer(images, saliency),run.n_clusters
     else:
-        maps = face_parts(material.points(rows), images.shape[-1])
+        maps = material.parts(rows)
         saliency,k = torch.ones_like(maps),len(landmark_parts)
     set_seed(0)
     found = hidden_share(run.form, maps, saliency, k)
     return found if outcome.clusterer else {name: found[name] for name in ('changed', 'area')} # there is no attention
-
-def _claim(run, outcome, material):
-    "On how many faces clusters lie as in the paper's Figure 4"
-    return figure_4_claim(run, material, outcome.clusterer) if outcome.clusterer and run.n_clusters==3 else None
 
 # %% ../nbs/52_experiments.ipynb #28800d12
 def write_results(
@@ -257,7 +248,7 @@ def train_run(
         for v in learn.recorder.values]
     outcome = learner_outcome(learn, material)
     write_results(run, outcome, material, place, setup | dict(minutes=round(report.seconds/60, 3), curve=curve,
-        figure_4=_claim(run, outcome, material)))
+        figure_4=figure_4_claim(run, material, outcome.clusterer)))
     return True
 
 # %% ../nbs/52_experiments.ipynb #trained-learner

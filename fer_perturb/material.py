@@ -123,6 +123,13 @@ def points(self:Material,
     "Landmarks of some faces"
     return self.given[rows] if self.given is not None else find_landmarks(self.faces[rows]).points
 
+@patch
+def parts(self:Material,
+    rows:Tensor, # row numbers
+)->Tensor: # (n,h,w) uint8, as `face_parts` numbers them
+    "Eyes, nose and mouth of some faces"
+    return face_parts(self.points(rows), self.faces.images.shape[-1])
+
 # %% ../nbs/48_material.ipynb #34ae4b18
 @patch
 def covered(self:Material,
@@ -142,7 +149,7 @@ def sets(self:Material)->dict: # {name: (m,h,w) uint8}
     self.made = dict(clean=clean, masks=self.covered('surgical'))
     if self.reference is not None: self.made['reference'] = self.reference.images[self.test].cpu()
     self.made |= {what: self.covered(what) for what in ('sunglasses', 'hand')}
-    parts = face_parts(self.points(self.test), clean.shape[-1])
+    parts = self.parts(self.test)
     self.made |= {f'no {name}': torch.where(parts==i, 128, clean) for i,name in enumerate(landmark_parts, 1)}
     return self.made
 
@@ -256,8 +263,7 @@ def run_learner(
         return make(dls, network(run, classes), cbs=[] if run.form=='plain' else [FormCallback(run.form)])
     if run.maps=='landmarks':
         dls = with_clusters(dls)
-        dls.train.data.set_rows('clusters', face_parts(material.points(material.training_rows(run.part)),
-            material.faces.images.shape[-1]))
+        dls.train.data.set_rows('clusters', material.parts(material.training_rows(run.part)))
         return face_learner(dls, network(run, classes), cbs=[FormCallback(run.form, len(landmark_parts))])
     return perturb_learner(dls, network(run, classes, 1 + run.n_clusters*(run.form=='stack')),
         map_source(run, attention), perturb=run.form,
@@ -273,7 +279,7 @@ def run_maps(
     "The cluster maps that a run hides by"
     rows = material.training_rows(run.part)
     images = material.faces.images[rows][:,None].to(device)
-    if run.maps=='landmarks': return face_parts(material.points(rows), images.shape[-1]).to(device),None
+    if run.maps=='landmarks': return material.parts(rows).to(device),None
     clusterer = Clusterer(map_source(run, attention), **map_options(run))
     saliency = clusterer.saliency_of(images)
     return clusterer.fit(images, saliency)(images, saliency),clusterer
@@ -290,14 +296,15 @@ def eyes_and_mouth(
     return (part[:,0]==0) & (part[:,1]==1) & (part[:,2]>1)
 
 def figure_4_claim(
-    run:Run, # with three clusters
+    run:Run, # any
     material:Material, # faces
-    clusterer:Clusterer, # of the run
+    clusterer:Clusterer, # of the run; None if it hides by none
     n:int=1000, # faces of PublicTest, the first ones; those whose landmarks are known count
-)->dict: # {whose clusters: share of the faces}
+)->dict: # {whose clusters: share of the faces}; None if there are not three clusters
     "On how many faces two clusters lie on the eyes and one on nose or mouth: the run's, those of noise, of the centre"
+    if not clusterer or run.n_clusters!=3: return None
     rows = material.rows['PublicTest'][:n]
-    parts = face_parts(material.points(rows), material.faces.images.shape[-1])
+    parts = material.parts(rows)
     known = (parts>0).flatten(1).any(1)
     images,parts = material.faces.images[rows[known]][:,None],parts[known]
     others = {f'of {name}': Clusterer(source, **map_options(run))
