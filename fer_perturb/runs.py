@@ -126,7 +126,7 @@ quarter = dict(part=.25, epochs=10, optimizer='muon', bs=128)
 # %% ../nbs/47_runs.ipynb #b180e61e
 def _clusters():
     "Figure 5: the number of clusters, for own and foreign maps, and the baseline"
-    def one(seed): return [Run(form, seed, n_clusters=n, **quarter) for n in range(1, 9) for form in ('own', 'foreign')]
+    def one(seed): return [Run(form, seed, n_clusters=n, **quarter) for form in ('own', 'foreign') for n in range(1, 9)]
     return [r for seed in range(3) for r in [Run('plain', seed, **quarter), *one(seed)]]
 
 # %% ../nbs/47_runs.ipynb #a436ec1b
@@ -145,12 +145,12 @@ def _regions():
     return [r for seed in range(3) for r in [Run('plain', seed, **quarter), *one(seed)]]
 
 # %% ../nbs/47_runs.ipynb #1f8981ba
-architectures = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking')
+architectures = ('slim_resnet18', 'vgg16', 'densenet121:4', 'dpn68:4', 'slim_resmasking:4')
 
 def _backbones():
-    "Tables 1, 2 and 3 on a CPU; the baseline gets the epochs of phase 1, too, and a slow network a half or a quarter of all"
+    "Tables 1, 2 and 3 on a CPU; the baseline gets the epochs of phase 1, too, and slow networks half of all"
     def budget(arch, form):
-        long,short = dict(slim_resnet18=(8, 4), slim_resmasking=(2, 1)).get(arch, (4, 2))
+        long,short = (8, 4) if arch=='slim_resnet18' else (4, 2)
         return dict(epochs=long+short*(form=='plain'), phase1_epochs=short)
     return [Run(form, arch=a, optimizer='muon', bs=128, probabilities=True, **budget(a, form))
         for names in (('plain', 'own'), ('foreign',)) for a in architectures for form in names]
