@@ -307,7 +307,7 @@ def train_runs(
     "Train what nobody has finished and nobody works on, until nothing is left"
     failed,runs = [],with_needs(runs)
     while not stop():
-        left = [r for r in runs if r.name not in failed and not place.finished(r)]
+        left = [r for r in place.left(runs) if r.name not in failed]
         ready = [r for r in left if not r.phase1 or place.finished(r.phase1)]
         if any(_train_claimed(r, materials, place, stop, device, line, live, failed) for r in ready): continue
         others = [r for r in left if Claim(place.work(r)/'claim').alive()]
@@ -373,10 +373,12 @@ def faces(self:Results,
     usage:str='PublicTest', # one of `USAGES`
 )->tuple: # labels (n,) and alone (n,) of that part, class names
     "What is known of the images, without the images"
-    with np.load(self.folder/f'faces-{self.record(run)["faces"]}.npz', allow_pickle=False) as z:
-        rows = z['usage']==USAGES.index(usage)
-        labels,alone = torch.from_numpy(z['labels'][rows]).long(),torch.from_numpy(z['alone'][rows])
-        return labels,alone,tuple(str(v) for v in z['vocab'])
+    path = self.folder/f'faces-{self.record(run)["faces"]}.npz'
+    if path not in self.kept: self.kept[path] = read_arrays(path)
+    known = self.kept[path]
+    rows = known['usage']==USAGES.index(usage)
+    labels,alone = torch.from_numpy(known['labels'][rows]).long(),torch.from_numpy(known['alone'][rows])
+    return labels,alone,tuple(str(v) for v in known['vocab'])
 
 # %% ../nbs/52_experiments.ipynb #a9a7a021
 @patch
@@ -492,7 +494,7 @@ def run_grid(
     device,live = device and torch.device(device),sys.stdout.isatty() and jobs==1
     fastprogress.NO_BAR = not live # a log is no place for bars
     material_of = cache(partial(find_material, **options))
-    for faces in {r.faces for r in runs if not place.finished(r)}: material_of(faces) # mistakes show at once
+    for faces in {r.faces for r in place.left(runs)}: material_of(faces) # mistakes show at once
     with Stop(hours, _flushed) as stop:
         if ray: failed = ray_runs(runs, options, place, stop, jobs)
         elif jobs>1: failed = start_workers(jobs, runs, options, place, hours, device)
@@ -544,6 +546,7 @@ def ray_runs(
     gpus = 1/jobs if ray.cluster_resources().get('GPU') else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_ray_work)
     failed = 0
-    for stage in ([r for r in runs if not r.phase1], [r for r in runs if r.phase1]): # what is needed first
-        failed += _ray_wait(ray, [task.remote(options, place, r) for r in stage if not place.finished(r)], stop)
+    for later in (False, True): # what is needed comes first
+        stage = [r for r in place.left(runs) if bool(r.phase1)==later]
+        failed += _ray_wait(ray, [task.remote(options, place, r) for r in stage], stop)
     return failed

@@ -69,12 +69,18 @@ def network(self:Place,
 
 # %% ../nbs/49_records.ipynb #b1ff538d
 @patch
+def recorded(self:Place,
+    run:Run, # any
+)->bool: # both of its files are there
+    "Whether the record of a run is here"
+    return self.record(run).exists() and self.record(run).with_suffix('.npz').exists()
+
+@patch
 def finished(self:Place,
     run:Run, # any
 )->bool: # nothing is left to do
     "Whether a run is done; an attention network that others need must also be here"
-    return self.record(run).exists() and self.record(run).with_suffix('.npz').exists() and (not run.attend
-        or self.network(run).exists())
+    return self.recorded(run) and (not run.attend or self.network(run).exists())
 
 # %% ../nbs/49_records.ipynb #e06aef02
 def write_json(
@@ -98,6 +104,16 @@ def read_arrays(
 )->dict: # {name: NumPy array}
     "Read what `write_arrays` wrote; no code in it is executed"
     with np.load(path, allow_pickle=False) as z: return {name: z[name] for name in z}
+
+# %% ../nbs/49_records.ipynb #left-of-grid
+@patch
+def left(self:Place,
+    runs:list, # of `Run`, with the attention networks that they need
+)->list: # of `Run`, in the same order
+    "What has to be trained"
+    waiting = [r for r in runs if not self.finished(r)]
+    needed = {r.phase1 for r in waiting}
+    return [r for r in waiting if r in needed or not self.recorded(r)]
 
 # %% ../nbs/49_records.ipynb #8c374188
 def read_json(
@@ -177,9 +193,10 @@ def runs_table(
 )->pd.DataFrame: # a row for each run; `attrs` has sentences on what is 'left', and on what it has 'cost'
     "All runs of a grid, and how far they are"
     runs,rows,hours,unknown,spent = find_grid(name),[],0.,0,defaultdict(float)
-    costs = run_seconds(runs, place)
+    costs,left = run_seconds(runs, place),place.left(runs)
     for run in runs:
-        state,now = run_state(run, place),read_json(place.work(run)/'progress.json') or dict(epoch=0)
+        state = run_state(run, place) if run in left else 'finished'
+        now = read_json(place.work(run)/'progress.json') or dict(epoch=0)
         done = read_json(place.record(run)) if state=='finished' else None
         if done: spent[done['hardware']] += done['minutes']
         rows.append(dict(run=run_title(run), state=state,
@@ -190,7 +207,7 @@ def runs_table(
         unknown += bool(epochs and cost is None)
         hours += epochs*run.part*run.views*(cost or 0)/3600
     table = pd.DataFrame(rows).set_index('run')
-    table.attrs['left'] = _left((table.state!='finished').sum(), len(table), hours, unknown)
+    table.attrs['left'] = _left(len(left), len(table), hours, unknown)
     table.attrs['cost'] = ', and '.join(f'{clock(60*minutes)} on {where}' for where,minutes in spent.items())
     return table
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,19 @@ def test_private_test_is_sealed(monkeypatch, undisturbed):
     right = (Results(place.results).answers(run, usage='PrivateTest')==labels).float().mean().item()
     assert read_json(place.record(run))['scores']['PrivateTest']['clean']['accuracy']==pytest.approx(right)
     for path,old in zip((place.record(run), place.record(run).with_suffix('.npz')), before): path.write_bytes(old)
+
+def test_results_of_another_machine_leave_nothing_to_train(tmp_path, monkeypatch, undisturbed, capsys):
+    "The attention network stays where it was trained; it is trained here once a run needs it"
+    monkeypatch.setitem(grids, 'tiny', lambda: [tiny_runs[0], tiny_runs[2]])
+    place = Place(tmp_path/'results', tmp_path/'work')
+    shutil.copytree(undisturbed[0]/'results', place.results)
+    def material(*_, **__): raise AssertionError('nothing has to be trained')
+    monkeypatch.setattr(experiments, 'find_material', material)
+    assert run_grid('tiny', results=place.results, folder=place.folder, final=True)==0
+    assert runs_table('tiny', place).state.tolist()==['finished']*3
+    assert '3 of 3 runs are finished' in (said := capsys.readouterr().out) and 'PrivateTest of 2 runs is open' in said
+    place.record(tiny_runs[2]).unlink()
+    assert runs_table('tiny', place).state.tolist()==['finished', 'left', 'left'] and place.left(tiny_runs[:3])==tiny_runs[1:3]
 
 def test_tables_and_figures_from_results(monkeypatch, undisturbed):
     monkeypatch.setitem(grids, 'backbones', lambda: [tiny_runs[0], tiny_runs[3]])
