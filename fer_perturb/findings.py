@@ -265,10 +265,11 @@ def landmark_sheet(
     return figure
 
 # %% ../nbs/54_findings.ipynb #45443313
-def _sheet(maps, title):
-    "Averaged maps side by side"
-    figure,axes = plt.subplots(1, len(maps), figsize=(1.7*len(maps), 2.1), squeeze=False, layout='constrained')
-    for ax,(name,m) in zip(axes[0], maps.items()):
+def _sheet(maps, columns, title):
+    "Averaged maps {name: (h,w)}, a network in each row"
+    rows = -(-len(maps)//columns)
+    figure,axes = plt.subplots(rows, columns, figsize=(1.7*columns, 1.8*rows+.3), squeeze=False, layout='constrained')
+    for ax,(name,m) in zip(axes.flat, maps.items()):
         ax.imshow(m.astype(np.float32), cmap='inferno')
         ax.set_title(name, fontsize=8)
         ax.axis('off')
@@ -282,15 +283,16 @@ def saliency_sheet(
     names:tuple=('plain',), # forms: the baseline alone is Figure 1, with a P-model Figure 6
 ):
     "Where answers depend on the image, without and with a mask, averaged over many faces"
-    maps,grid = {},grid or most_finished(results, arch_grids)
-    for run in (r for form in names for r in results.finished(grid, form=form, seed=0)):
-        found = {k: v for k,v in results.arrays(run).items() if k.startswith('saliency ')}
-        name = f'{run.arch.partition(":")[0]}, {run.form}'
-        maps |= {f'{name}\n{k.removeprefix("saliency ")}': v for k,v in found.items()}
-    if not maps:
-        raise FileNotFoundError(f'no run of {grid} has saliency maps: they need captum, '
+    grid = grid or most_finished(results, arch_grids)
+    finished = [r for form in names for r in results.finished(grid, form=form, seed=0)]
+    runs = [r for r in finished if 'saliency clean' in results.arrays(r)]
+    archs = [a for a in dict.fromkeys(r.arch for r in runs) if [r.form for r in runs if r.arch==a]==list(names)]
+    if not archs:
+        raise FileNotFoundError(f'no network of {grid} has saliency maps of {" and ".join(names)}: they need captum, '
                                 "pip install 'fer_perturb[interpret]'")
-    return _sheet(maps, 'Saliency of the input, averaged over faces of PublicTest')
+    maps = {f'{arch.partition(":")[0]}, {r.form}\n{what}': results.arrays(r)[f'saliency {what}']
+        for arch in archs for r in runs if r.arch==arch for what in ('clean', 'masks')}
+    return _sheet(maps, 2*len(names), 'Saliency of the input, averaged over faces of PublicTest')
 
 # %% ../nbs/54_findings.ipynb #5699f175
 def cluster_sheet(
@@ -298,14 +300,13 @@ def cluster_sheet(
     grid:str=None, # key of `grids`; the fullest of `arch_grids` if None
 ):
     "Figure 4: where each cluster lies, averaged over many faces"
-    maps,grid = {},grid or most_finished(results, arch_grids)
-    for run in results.finished(grid, seed=0):
-        if run.form!='own' or 'clusters' not in results.arrays(run): continue
-        clusters = enumerate(results.arrays(run)['clusters'], 1)
-        maps |= {f'{run.arch.partition(":")[0]}\ncluster {i}': m for i,m in clusters}
+    grid = grid or most_finished(results, arch_grids)
+    runs = [r for r in results.finished(grid, seed=0) if r.form=='own' and 'clusters' in results.arrays(r)]
+    maps = {f'{r.arch.partition(":")[0]}\ncluster {i}': m
+        for r in runs for i,m in enumerate(results.arrays(r)['clusters'], 1)}
     if not maps:
         raise FileNotFoundError(f'no P-model of the grid {grid} is finished: train it with fer-perturb run {grid}')
-    return _sheet(maps, 'How often a pixel belongs to each cluster')
+    return _sheet(maps, len(maps)//len(runs), 'How often a pixel belongs to each cluster')
 
 # %% ../nbs/54_findings.ipynb #claim-code
 def claim_table(
@@ -327,20 +328,25 @@ def cluster_curve(
     grid:str=None, # key of `grids`; the fullest of `cluster_grids` if None
     usage:str='PublicTest', # one of `USAGES`
 ):
-    "Figure 5: accuracy by the number of clusters"
+    "Figure 5: accuracy by the number of clusters; the baseline has the seeds of the curves"
     grid = grid or most_finished(results, cluster_grids)
-    figure,ax = plt.subplots(figsize=(5,2.6))
-    def reached(run): return 100*right_of(results, [run], usage=usage).mean().item()
     runs = results.finished(grid)
-    for form in dict.fromkeys(r.form for r in runs if r.needs_maps):
-        groups = defaultdict(list)
-        for run in runs:
-            if run.form==form: groups[run.n_clusters].append(reached(run))
-        ax.errorbar(list(groups), [np.mean(v) for v in groups.values()], [np.ptp(v)/2 for v in groups.values()],
-            marker='o', capsize=3, label=form)
-    plain = [reached(r) for r in runs if r.form=='plain']
-    if plain: ax.axhline(np.mean(plain), color='0.5', ls=':', label='plain')
-    ax.set(title='Accuracy by the number of clusters; bars span the seeds', xlabel='clusters', ylabel=f'{usage}, %')
+    hiding = [r for r in runs if r.needs_maps]
+    if not hiding:
+        raise FileNotFoundError(f'no run of {grid} that hides clusters is finished: fer-perturb run {grid}')
+    def reached(runs): # accuracy in %, and how far its interval reaches down and up
+        right = right_of(results, runs, usage=usage)
+        mean,low,high = seed_change(torch.zeros_like(right), right)
+        return mean,mean-low,high-mean
+    figure,ax = plt.subplots(figsize=(5,2.6))
+    for i,form in enumerate(dict.fromkeys(r.form for r in hiding)):
+        counts = sorted({r.n_clusters for r in hiding if r.form==form})
+        points = {n+.12*i: reached([r for r in hiding if (r.form, r.n_clusters)==(form, n)]) for n in counts}
+        means,down,up = zip(*points.values())
+        ax.errorbar(list(points), means, (down, up), marker='o', capsize=3, label=form)
+    plain = [r for r in runs if r.form=='plain' and r.seed in {h.seed for h in hiding}]
+    if plain: ax.axhline(reached(plain)[0], color='0.5', ls=':', label='plain')
+    ax.set(title='Accuracy by the number of clusters; bars are 95 % intervals', xlabel='clusters', ylabel=f'{usage}, %')
     ax.legend(fontsize=8)
     return figure
 
