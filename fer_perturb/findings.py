@@ -32,13 +32,17 @@ from .words import say
 def variants(
     runs:list, # of `Run`
 )->dict: # {label: runs that differ in the seed only}
-    "Runs in rows, named by what changes"
+    "Runs in rows, named by what changes; by their epochs only where nothing else tells them apart"
     groups = defaultdict(list)
     for run in runs: groups[replace(run, seed=0)].append(run)
     def varies(f): return len({getattr(r, f.name) for r in groups if r.needs_maps or f.name not in map_fields})>1
     changing = [f.name for f in fields(Run) if f.name not in ('seed', 'form') and varies(f)]
-    def label(r): return ' '.join([r.form] + [f'{k}={r.settings[k]}' for k in changing if k in r.settings])
-    return {label(r): sorted(group, key=lambda g: g.seed) for r,group in groups.items()}
+    def label(r, names):
+        network = [r.arch.partition(':')[0]] if 'arch' in names else []
+        return ' '.join([*network, r.form] + [f'{k}={r.settings[k]}' for k in names if k in r.settings and k!='arch'])
+    brief = [k for k in changing if k not in ('epochs', 'phase1_epochs')]
+    names = brief if len({label(r, brief) for r in groups})==len(groups) else changing
+    return {label(r, names): sorted(group, key=lambda g: g.seed) for r,group in groups.items()}
 
 # %% ../nbs/54_findings.ipynb #f48ef9f9
 def right_of(
@@ -70,12 +74,12 @@ def _row(results, runs, against, sets, usage, twin_free):
 
 # %% ../nbs/54_findings.ipynb #0198e383
 def _control(groups, control, arch):
-    "The runs that those of a network are compared with; None if they are not finished"
+    "The runs that those of a network are compared with; none if they are not finished"
     of_arch = {label: runs for label,runs in groups.items() if runs[0].arch==arch}
     if control in of_arch: return of_arch[control]
     found = {label: runs for label,runs in of_arch.items() if runs[0].form==control}
     if len(found)>1: raise ValueError(f'{control!r} are several rows: choose one of {", ".join(found)}')
-    return next(iter(found.values()), None)
+    return next(iter(found.values()), [])
 
 def comparison(
     name:str, # key of `grids`
@@ -91,11 +95,12 @@ def comparison(
     controls = {arch: _control(groups, control, arch) for arch in dict.fromkeys(g[0].arch for g in groups.values())}
     if not any(controls.values()):
         raise ValueError(f'no finished runs are called {control!r}: choose one of {", ".join(groups)}')
-    for label,runs in groups.items():
-        against = controls[runs[0].arch] or []
-        check_fair([*runs, *against])
-        same_labels(results, [*runs, *against], usage)
-        rows[label] = _row(results, runs, against, sets, usage, twin_free)
+    for arch,against in controls.items():
+        for label,runs in groups.items():
+            if runs[0].arch!=arch: continue
+            check_fair([*runs, *against])
+            same_labels(results, [*runs, *against], usage)
+            rows[label] = _row(results, runs, against, sets, usage, twin_free)
     return pd.DataFrame.from_dict(rows, orient='index', dtype=object).fillna('')
 
 # %% ../nbs/54_findings.ipynb #81a877cd

@@ -156,7 +156,7 @@ def test_every_grid_is_in_order():
 
 def test_unfair_comparisons_are_errors(monkeypatch, undisturbed):
     monkeypatch.setitem(grids, 'unfair', lambda: [tiny_runs[0], tiny_runs[2]])
-    with pytest.raises(ValueError, match='differ in epochs'): comparison('unfair', 'plain epochs=2', results=Results(undisturbed[0]/'results'))
+    with pytest.raises(ValueError, match='differ in epochs'): comparison('unfair', 'plain', results=Results(undisturbed[0]/'results'))
 
 def test_private_test_is_sealed(monkeypatch, undisturbed):
     place,run = Place(undisturbed[0]/'results', undisturbed[0]/'work'),tiny_runs[0]
