@@ -336,6 +336,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fer_perturb.experiments.Results': ('experiments.html#results', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.Results.__init__': ( 'experiments.html#results.__init__',
                                                                                        'fer_perturb/experiments.py'),
+                                         'fer_perturb.experiments.Results._read': ( 'experiments.html#results._read',
+                                                                                    'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.Results.answers': ( 'experiments.html#results.answers',
                                                                                       'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.Results.arrays': ( 'experiments.html#results.arrays',

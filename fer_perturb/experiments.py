@@ -336,6 +336,10 @@ class Results:
         folder:Path='results', # with runs/, as `Place.results`
     ):
         self.folder,self.kept = Path(folder),{}
+    def _read(self, path):
+        "The arrays of a file, read once"
+        if path not in self.kept: self.kept[path] = read_arrays(path)
+        return self.kept[path]
 
 # %% ../nbs/52_experiments.ipynb #575d5f22
 @patch
@@ -363,8 +367,7 @@ def arrays(self:Results,
     run:Run, # finished
 )->dict: # {name: array}
     "Predictions and maps of a run"
-    if run.name not in self.kept: self.kept[run.name] = read_arrays(self.folder/'runs'/f'{run.name}.npz')
-    return self.kept[run.name]
+    return self._read(self.folder/'runs'/f'{run.name}.npz')
 
 # %% ../nbs/52_experiments.ipynb #3e824133
 @patch
@@ -373,9 +376,7 @@ def faces(self:Results,
     usage:str='PublicTest', # one of `USAGES`
 )->tuple: # labels (n,) and alone (n,) of that part, class names
     "What is known of the images, without the images"
-    path = self.folder/f'faces-{self.record(run)["faces"]}.npz'
-    if path not in self.kept: self.kept[path] = read_arrays(path)
-    known = self.kept[path]
+    known = self._read(self.folder/f'faces-{self.record(run)["faces"]}.npz')
     rows = known['usage']==USAGES.index(usage)
     labels,alone = torch.from_numpy(known['labels'][rows]).long(),torch.from_numpy(known['alone'][rows])
     return labels,alone,tuple(str(v) for v in known['vocab'])

@@ -73,11 +73,10 @@ def _row(results, runs, against, sets, usage, twin_free):
     return row
 
 # %% ../nbs/54_findings.ipynb #0198e383
-def _control(groups, control, arch):
+def _control(groups, control):
     "The runs that those of a network are compared with; none if they are not finished"
-    of_arch = {label: runs for label,runs in groups.items() if runs[0].arch==arch}
-    if control in of_arch: return of_arch[control]
-    found = {label: runs for label,runs in of_arch.items() if runs[0].form==control}
+    if control in groups: return groups[control]
+    found = {label: runs for label,runs in groups.items() if runs[0].form==control}
     if len(found)>1: raise ValueError(f'{control!r} are several rows: choose one of {", ".join(found)}')
     return next(iter(found.values()), [])
 
@@ -91,16 +90,17 @@ def comparison(
 )->pd.DataFrame: # a row for each variant: seeds, epochs in all, hidden shares; accuracy, change, interval of each set
     "Everything that a grid compares, over the seeds that row and control have in common"
     results = results or Results()
-    rows,groups = {},variants(results.finished(name))
-    controls = {arch: _control(groups, control, arch) for arch in dict.fromkeys(g[0].arch for g in groups.values())}
+    rows,networks = {},defaultdict(dict) # networks: {arch: {label: runs}}
+    for label,runs in variants(results.finished(name)).items(): networks[runs[0].arch][label] = runs
+    controls = {arch: _control(groups, control) for arch,groups in networks.items()}
     if not any(controls.values()):
-        raise ValueError(f'no finished runs are called {control!r}: choose one of {", ".join(groups)}')
-    for arch,against in controls.items():
+        known = ', '.join(label for groups in networks.values() for label in groups)
+        raise ValueError(f'no finished runs are called {control!r}: choose one of {known}')
+    for arch,groups in networks.items():
         for label,runs in groups.items():
-            if runs[0].arch!=arch: continue
-            check_fair([*runs, *against])
-            same_labels(results, [*runs, *against], usage)
-            rows[label] = _row(results, runs, against, sets, usage, twin_free)
+            check_fair([*runs, *controls[arch]])
+            same_labels(results, [*runs, *controls[arch]], usage)
+            rows[label] = _row(results, runs, controls[arch], sets, usage, twin_free)
     return pd.DataFrame.from_dict(rows, orient='index', dtype=object).fillna('')
 
 # %% ../nbs/54_findings.ipynb #81a877cd
