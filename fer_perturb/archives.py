@@ -43,7 +43,7 @@ def read_file(
                          'the file is damaged or may not be opened; get it again') from e
 
 # %% ../nbs/07_archives.ipynb #f85d925f
-_junk = {'__macosx', 'thumbs.db', 'desktop.ini', '@eadir', '$recycle.bin', 'system volume information'}
+_junk = {'__macosx', 'thumbs.db', 'desktop.ini', 'icon\r', '@eadir', '$recycle.bin', 'system volume information'}
 
 def is_junk(
     name:str, # path of a file in a set
@@ -58,7 +58,7 @@ def safe_name(
 )->str: # with / between folders
     "The name of a file in an archive; one that leads outside is an error"
     plain = re.sub(r'^(\./)+', '', name.replace('\\', '/'))
-    if re.match(r'/|[A-Za-z]:', plain) or '..' in plain.split('/') or re.search(r'[\0-\x1f]', plain):
+    if re.match(r'/|[A-Za-z]:', plain) or '..' in plain.split('/') or re.search(r'[\0-\x1f]', re.sub(r'(^|/)Icon\r$', '', plain)):
         raise ValueError(f'{source} holds {quoted(repr(name))}, a name that leads out of the archive, or is none: '
                          'do not unpack it, get it from its makers')
     return re.sub(r'/(\./|/)+', '/', plain)
@@ -80,6 +80,7 @@ def folder_files(
 )->Files: # all files below it
     "The files below a folder"
     path,readers,left_out,found = Path(path),{},{},[]
+    if not path.is_dir(): raise FileNotFoundError(f'no folder at {path}: check the path')
     def closed(e): left_out.setdefault('folders that may not be opened', []).append(os.path.relpath(e.filename, path))
     for top,folders,names in os.walk(path, onerror=closed, followlinks=True):
         above = {os.path.realpath(top), *map(os.path.realpath, Path(top).parents)} # a link to one of these has no end
@@ -136,6 +137,12 @@ def _check_zip(file, archive):
     _check_tiling(file, archive)
 
 # %% ../nbs/07_archives.ipynb #60f2706b
+def _entry_name(info):
+    "The name of a zip entry; many packers write UTF-8 without saying so"
+    if info.flag_bits&0x800: return info.filename
+    try: return info.filename.encode('cp437').decode('utf-8')
+    except UnicodeError: return info.filename
+
 def zip_files(
     file, # an open binary file
     source:str, # what to call it
@@ -148,9 +155,9 @@ def zip_files(
         raise ValueError(f'{source} is not a whole zip file ({quoted(e, 120)}): download it again') from e
     readers,left_out,folders = {},{},[]
     for info in archive.infolist():
-        name = safe_name(info.filename, source)
+        name = safe_name(_entry_name(info), source)
         if is_junk(name): continue
-        if info.is_dir():
+        if info.is_dir() or name.endswith('/'):
             folders.append(name.rstrip('/'))
             continue
         if info.flag_bits&1:
@@ -210,9 +217,11 @@ def tar_files(
     def content(member):
         file.seek(member.offset_data)
         return file.read(member.size)
+    by_name = {m.name: m for m in members if m.isreg()}
     for member in members:
         name = safe_name(member.name, source)
         if member.isdir() or is_junk(name): continue
+        if member.islnk(): member = by_name.get(member.linkname, member)
         if not member.isreg() or member.issparse(): left_out.setdefault('links in an archive', []).append(name)
         elif name in readers: raise ValueError(f'{source} holds {name} twice: pack it again')
         else: readers[name] = lambda member=member: content(member)

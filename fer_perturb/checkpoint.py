@@ -125,7 +125,7 @@ def training_state(
     train = learn.dls.train if learn.dls.loaders else None
     made_with = dict(optimizer=type(getattr(learn.opt, 'opt', learn.opt)).__name__,
                      images=getattr(train, 'n', None), batch=getattr(train, 'bs', None))
-    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, made_with=made_with,
+    return storable(dict(epoch=learn.epoch+1, n_epoch=learn.n_epoch, batches=learn.train_iter, made_with=made_with,
         model=dict(learn.model.state_dict()), opt=learn.opt.state_dict(),
         scaler=scaler and scaler.state_dict(), random=random_states(learn.dls),
         callbacks={cb.name: state for cb in learn.cbs for state in [cb.get_state()] if state is not None}))
@@ -138,6 +138,7 @@ def set_training_state(
     "Put everything back"
     learn.model.load_state_dict(state['model'])
     learn.opt.load_state_dict(state['opt'])
+    learn.train_iter = state.get('batches', 0)
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
     for cb in learn.cbs:
         if cb.name in state['callbacks']: cb.set_state(state['callbacks'][cb.name])
@@ -187,7 +188,8 @@ class Checkpoint(Callback):
 def before_fit(self:Checkpoint):
     "Put the state back, if there is one"
     self.start,self.stopped,self.resting = 0,False,[]
-    if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): self.run = False; return
+    self.run = getattr(self.learn, 'fitting', True) and not any(hasattr(self.learn, n) for n in ('lr_finder', 'gather_preds'))
+    if not self.run: return
     state = read_checkpoint(self.path) if self.resume else None
     if state is None: return
     if not STATE_KEYS<=state.keys():

@@ -117,7 +117,7 @@ def evaluate(
     from fer_perturb.weights import load_model, model_path
     path,out = model_path(model),new_file(out, ('.png',), again=True)
     _check_source(data)
-    from fer_perturb.answers import face_size
+    from fer_perturb.loaders import face_size
     from fer_perturb.readers import load_faces
     from fer_perturb.training import evaluate_model
     learn = load_model(path, device)

@@ -122,7 +122,8 @@ class FERData:
 def _positions(idxs, rows):
     "An index of `rows`, moved to where these are"
     if isinstance(idxs, (int, np.integer, slice)): return idxs
-    return idxs.to(rows.device) if torch.is_tensor(idxs) else torch.as_tensor(idxs, device=rows.device)
+    if torch.is_tensor(idxs): return idxs.to(rows.device)
+    return torch.as_tensor(idxs, dtype=None if len(idxs) else torch.int64, device=rows.device)
 
 # %% ../nbs/10_data.ipynb #80406ffd
 @patch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .attention import has_attention
 from .data import class_order
 from .learner import face_learner
-from .saliency import saliency_maps, scale_unit
+from .saliency import normalization, saliency_maps, scale_unit
 
 # %% ../nbs/43_ensemble.ipynb #f4d7a4f8
 class SoftVote(nn.Module):
@@ -82,6 +82,11 @@ def _fit_weights(dls, models, columns):
     return select_weights(torch.stack(votes), labels)
 
 # %% ../nbs/43_ensemble.ipynb #3f42a2df
+def _normalized_by(learn):
+    "Mean and deviation that a member's images are normalised with, None if they are not"
+    found = normalization(getattr(learn.dls.valid, 'after_batch', None))
+    return found and [t.flatten().tolist() for t in (found.mean, found.std)]
+
 def ensemble_learner(
     learners:list, # trained learners with the same classes, in any order, and the same kind of images
     weights=None, # one number for each; 'fit' to find them on the validation set (PublicTest); equal if None
@@ -91,6 +96,8 @@ def ensemble_learner(
     dls,fit = learners[0].dls,isinstance(weights, str)
     if fit and weights!='fit':
         raise ValueError(f"weights is {weights!r}: give a number for each member, 'fit', or None")
+    if any(_normalized_by(learn)!=_normalized_by(learners[0]) for learn in learners):
+        raise ValueError('members normalise their images differently: train all of them on loaders with the same transforms')
     models,columns = zip(*(_voter(learn, dls.vocab) for learn in learners))
     columns = None if all(c==sorted(c) for c in columns) else columns
     if fit: weights = _fit_weights(dls, models, columns)

@@ -38,12 +38,12 @@ from .interpret import input_saliency, saliency_methods
 from .kmeans import INTENSITY_WEIGHT, SPATIAL_WEIGHT, cluster_maps, eq1_features, lloyd, shared_centroids
 from .landmarks import dlib_finder, find_landmarks, landmark_regions, mean_face_finder
 from .learner import face_learner, perturb_learner
-from .loaders import face_block
+from .loaders import face_block, face_size
 from .masks import OCCLUSIONS, occlude_images
 from .perturb import Scheme, hide_pixels
 from .photos import find_faces
 from .saliency import saliency_maps
-from .toyfaces import toy_faces
+from .toyfaces import draw_faces, toy_faces
 from .weights import load_model, model_path, pretrained_learner
 
 # %% ../nbs/53_explore.ipynb #13336e6f
@@ -590,7 +590,13 @@ def page_of(
     paths:list, # files that `load_model` reads, one or two
 )->Page: # with toy faces to choose from
     "The page of models in files, which `serve` shows"
-    return explore({Path(p).stem: load_model(p) for p in paths}, toy_faces(700, seed=3).part('PrivateTest'))
+    models = {Path(p).stem: load_model(p) for p in paths}
+    sizes = sorted({face_size(learn) for learn in models.values()})
+    if len(sizes)>1:
+        raise ValueError(f'the models take faces of {" and ".join(map(str, sizes))} pixels: compare models of one size')
+    labels = torch.arange(70)%7
+    drawn = draw_faces(labels, seed=3, size=sizes[0])
+    return explore(models, FERData(drawn.images, labels).with_columns(landmarks=drawn.landmarks))
 
 # %% ../nbs/53_explore.ipynb #9d57017d
 def _write_app(folder, paths):

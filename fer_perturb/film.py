@@ -35,7 +35,8 @@ class ClusterFilm(Callback):
 # %% ../nbs/59_film.ipynb #42e1d844
 @patch
 def before_fit(self:ClusterFilm):
-    self.rolls = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')) # neither is a training
+    neither = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds') # is a training
+    self.rolls = getattr(self.learn, 'fitting', True) and not neither
     if not self.rolls: return
     if not hasattr(self.learn, 'recluster'):
         raise ValueError('this learner does not cluster: film the training of a perturb_learner')
@@ -46,6 +47,7 @@ def before_fit(self:ClusterFilm):
 def before_train(self:ClusterFilm):
     if not self.rolls: return
     clusterer = self.learn.recluster.clusterer
+    if clusterer.centroids is None: self.learn.recluster._first_centroids() # loaders that are not in memory
     images = self.images[:,None].to(self.dls.device or 'cpu')
     self.frames.append(Frame(self.epoch, clusterer(images).cpu(), clusterer.centroids.cpu().clone()))
 

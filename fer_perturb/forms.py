@@ -396,6 +396,9 @@ def before_train(self:FormCallback):
     if self.form.twice and any(isinstance(cb, MixHandler) for cb in self.learn.cbs):
         raise ValueError('this form compares two views of each image, and MixUp or CutMix would mix them with others: '
                          'leave one of the two out')
+    if self.form.twice and not any(isinstance(t, DoubleBatch) for t in self.dls.train.after_batch.fs):
+        raise ValueError('this form compares two views of each image, and these loaders serve one: '
+                         'give face_block batch_tfms=[DoubleBatch(), …]')
     self.order = self.order_in_training
 
 @patch

@@ -7,6 +7,7 @@ __all__ = ['Hypers', 'TorchOptimizer', 'parameter_groups', 'FaceLearner', 'check
 
 # %% ../nbs/34_habits.ipynb #16dcb09a
 from contextlib import ExitStack
+from itertools import zip_longest
 from types import SimpleNamespace
 from warnings import warn
 
@@ -42,12 +43,15 @@ class TorchOptimizer(OptimWrapper):
     def hypers(self): return [Hypers(group, self.fwd_map) for group in self.opt.param_groups]
 
 # %% ../nbs/34_habits.ipynb #f4a710eb
-def _head(model):
-    "The modules that give the scores: timm's classifier, else the last one with weights"
+def _classifier(model):
+    "timm's classifier, if it has weights"
     found = model.get_classifier() if hasattr(model, 'get_classifier') else None
     found = [m for m in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(m, nn.Module)]
-    if any(len(list(m.parameters())) for m in found): return found
-    return [m for m in model.modules() if len(list(m.parameters(recurse=False)))][-1:]
+    return found if any(len(list(m.parameters())) for m in found) else []
+
+def _head(model):
+    "The modules that give the scores: timm's classifier, else the last one with weights"
+    return _classifier(model) or [m for m in model.modules() if len(list(m.parameters(recurse=False)))][-1:]
 
 # %% ../nbs/34_habits.ipynb #9c47a5b4
 def parameter_groups(
@@ -56,8 +60,9 @@ def parameter_groups(
     "A splitter for every network"
     members = getattr(model, 'members', None)
     if isinstance(members, nn.ModuleList):
-        return [sum(groups, []) for groups in zip(*(parameter_groups(m) for m in members))]
-    inner = next((m for m in model.children() if hasattr(m, 'get_classifier')), model) # behind a gate on the input
+        groups = zip_longest(*(parameter_groups(m)[::-1] for m in members), fillvalue=[]) # heads with heads
+        return [sum(group, []) for group in groups][::-1]
+    inner = next((m for m in model.children() if _classifier(m)), model) # behind a gate on the input
     head = [p for m in _head(inner) for p in m.parameters()]
     taken = {id(p) for p in head}
     layers = []
@@ -72,7 +77,7 @@ def parameter_groups(
 @delegates(Learner)
 class FaceLearner(Learner):
     "fastai's `Learner`, with the habits that need help"
-    in_batch,example_shape,origin = False,None,None
+    in_batch,fitting,example_shape,origin = False,False,None,None
     def __init__(self,
         dls:DataLoaders, # of images and labels
         model:nn.Module, # (b,c,h,w) -> (b,classes)
@@ -89,7 +94,8 @@ def example_images(self:FaceLearner,
     n:int=2, # at most
 )->Tensor: # (n,c,h,w), of the loaders' type; zeros if the loaders are empty
     "Images as the network gets them"
-    if len(self.dls.valid): return self.dls.valid.one_batch()[0][:n]
+    for dl in self.dls.loaders[1::-1]:
+        if len(dl): return dl.one_batch()[0][:n]
     if self.example_shape is None:
         raise ValueError('these loaders are empty, so nobody knows which images the network takes: '
                          'give the learner loaders with images')
@@ -98,10 +104,15 @@ def example_images(self:FaceLearner,
 # %% ../nbs/34_habits.ipynb #cb8d2ec2
 @patch
 def _adapted(self:FaceLearner, dls):
-    "Loaders as the callbacks need them, of as many classes as before"
-    old,new = (getattr(d, 'c', None) for d in (self.__dict__.get('_dls'), dls))
+    "Loaders as the callbacks need them, of as many classes as before, in the same order"
+    before = self.__dict__.get('_dls')
+    old,new = (getattr(d, 'c', None) for d in (before, dls))
     if old and new and old!=new:
         raise ValueError(f'these loaders have {new} classes, the model was made for {old}: make a new learner')
+    old,new = ([str(v) for v in getattr(d, 'vocab', None) or ()] for d in (before, dls))
+    if old!=new and sorted(old)==sorted(new):
+        raise ValueError(f'these loaders number the classes as {", ".join(new)}, the model as {", ".join(old)}: '
+                         "make them in the model's order, as with face_block(learn.dls.vocab)")
     for cb in self.__dict__.get('cbs', []):
         if hasattr(type(cb), 'adapt_loaders'): dls = cb.adapt_loaders(dls)
     return dls
@@ -167,13 +178,37 @@ def load(self:FaceLearner,
 
 # %% ../nbs/34_habits.ipynb #a70a2719
 @patch
+def _lower_precision(self:FaceLearner):
+    return [cb for cb in self.cbs if isinstance(cb, MixedPrecision) or getattr(type(cb), 'lowers_precision', False)]
+
+@patch
+@delegates(Learner.to_fp16)
+def to_fp16(self:FaceLearner,
+    **kwargs # the same
+)->FaceLearner: # itself
+    "As fastai's; what lowered the precision before goes"
+    self.remove_cbs(self._lower_precision())
+    return super(FaceLearner, self).to_fp16(**kwargs)
+
+@patch
+def to_bf16(self:FaceLearner)->FaceLearner: # itself
+    "As fastai's; what lowered the precision before goes"
+    self.remove_cbs(self._lower_precision())
+    return super(FaceLearner, self).to_bf16()
+
+@patch
+def to_fp32(self:FaceLearner)->FaceLearner: # itself
+    "Full precision, on any device"
+    return self.remove_cbs(self._lower_precision())
+
+@patch
 @delegates(Learner.predict)
 def predict(self:FaceLearner,
     item, # anything that is one image
     **kwargs
 )->tuple: # class, its number, probabilities
     "As fastai's, in full precision"
-    with self.removed_cbs([cb for cb in self.cbs if getattr(type(cb), 'lowers_precision', False)]):
+    with self.removed_cbs(self._lower_precision()):
         return super(FaceLearner, self).predict(item, **kwargs)
 
 # %% ../nbs/34_habits.ipynb #af9c3d2f
@@ -233,7 +268,8 @@ def one_batch(self:FaceLearner,
 def _split(self:FaceLearner, b):
     "As fastai's; who asks outside of a batch, as TensorBoard does to draw the network, gets what the network takes"
     super(FaceLearner, self)._split(b)
-    if not self.in_batch: self.xb = tuple(x for x in self.xb if not isinstance(x, TensorMask))
+    if not self.in_batch or not any(hasattr(type(cb), 'maps_of') for cb in self.cbs): # nobody takes cluster maps
+        self.xb = tuple(x for x in self.xb if not isinstance(x, TensorMask))
     dtype = next((p.dtype for p in self.model.parameters()), None)
     if dtype in (torch.float16, torch.bfloat16): # a network that was made half, `model.half()`, gets such images
         self.xb = tuple(x.to(dtype) if x.is_floating_point() else x for x in self.xb)
@@ -281,7 +317,7 @@ def _check_loss(self:FaceLearner):
                          'its loss is NaN or infinite: '
                          f'a learning rate of {rate:.3g} is too high; {advice}')
     if not isinstance(self.pred, Tensor) or self.pred.ndim!=2: return
-    with torch.no_grad(): guess = float(self.loss_func(torch.zeros_like(self.pred), *self.yb))
+    with torch.no_grad(): guess = float(self.loss_func(torch.zeros_like(self.pred), *self.yb).mean())
     if 0<4*guess<loss:
         warn(f'epoch {self.epoch+1} of {self.n_epoch}: the training loss is {loss:.3g}, '
              f'and guessing would give {guess:.3g}: '
@@ -298,12 +334,14 @@ def fit(self:FaceLearner,
     check_plan(*args[:2])
     check_plan(kwargs.get('n_epoch'), kwargs.get('lr'))
     logger,callbacks = self.logger,[*self.cbs, *L(kwargs.get('cbs'))]
+    self.fitting = True # fastai calls `before_fit` for predictions, too
     try: super(FaceLearner, self).fit(*args, **kwargs)
     except BaseException:
         self.logger,self.training = logger,False
         for cb in callbacks: cb.run = True
         self._end_cleanup()
         raise
+    finally: self.fitting = False
 
 # %% ../nbs/34_habits.ipynb #34c00002
 @patch
@@ -319,3 +357,23 @@ def fit_one_cycle(self:FaceLearner,
     check_plan(kwargs.get('n_epoch'), kwargs.get('lr_max'))
     kwargs['cbs'] = kept_in(checkpoint, resume) + L(kwargs.get('cbs'))
     super(FaceLearner, self).fit_one_cycle(*args, **kwargs)
+
+@patch
+@delegates(Learner.fit_one_cycle)
+def fine_tune(self:FaceLearner,
+    epochs:int, # of the whole network
+    base_lr:float=2e-3, # highest rate of the head
+    freeze_epochs:int=1, # of the head alone, before
+    lr_mult:float=100, # by which the first layers learn more slowly
+    pct_start:float=0.3, # as in `fit_one_cycle`
+    div:float=5., # as in `fit_one_cycle`
+    checkpoint:Path=None, # folder to keep the training in, after every epoch
+    resume:bool=False, # go on with what is kept there
+    **kwargs # as in `fit_one_cycle`
+):
+    "As fastai's; may be kept and go on: each of the two trainings has a folder of its own"
+    def kept(name): return dict(checkpoint=checkpoint and Path(checkpoint)/name, resume=resume)
+    self.freeze()
+    self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kept('head'), **kwargs)
+    self.unfreeze()
+    self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kept('all'), **kwargs)

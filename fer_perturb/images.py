@@ -202,7 +202,10 @@ def gray_photo(
     photo, # see `as_photo`
 )->np.ndarray: # (h,w) uint8
     "A photo as gray, upright and in its own size"
-    return np.array(_gray(as_photo(photo)))
+    try: return np.array(_gray(as_photo(photo)))
+    except ValueError as e:
+        if not isinstance(photo, (str, Path)) or str(photo) in str(e): raise
+        raise ValueError(f'{photo}: {e}') from e
 
 # %% ../nbs/05_images.ipynb #9f6f5ab7
 def read_image(

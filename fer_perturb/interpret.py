@@ -6,8 +6,11 @@
 __all__ = ['saliency_methods', 'last_maps', 'input_saliency', 'one_of_each', 'figure_1', 'figure_6', 'show_scheme']
 
 # %% ../nbs/51_interpret.ipynb #7161b346
+from copy import copy
+
 import matplotlib.pyplot as plt
 import torch
+from fastai.torch_core import get_model
 from fastai.vision.all import Learner
 from torch import Tensor, nn
 
@@ -174,7 +177,11 @@ def show_scheme(
     images:Tensor, # (n,h,w) uint8, gray
 )->plt.Figure: # a row for each face
     "Face, attention, clusters, and the face without each cluster (the paper's Figure 4, and what follows from it)"
-    clusterer,faces = learn.recluster.clusterer,images[:,None]
+    clusterer,faces = copy(learn.recluster.clusterer),images[:,None]
+    if learn.recluster.own: clusterer.model = get_model(learn.model)
+    if clusterer.model is None or clusterer.centroids is None:
+        raise ValueError('this learner has no attention model or no centroids: '
+                         'give a perturb_learner that has been trained, not one that was exported to predict')
     saliency = clusterer.saliency_of(faces)
     clusters = clusterer(faces, saliency)
     without = cluster_views(faces/255, clusters, clusterer.n_clusters).view(len(images), -1, *images.shape[-2:])[:,:-1]

@@ -126,6 +126,8 @@ class DrawLabels(Callback):
     order = 100 # the last: between the draw and the first batch nothing can break off
     run_valid = False
     def before_fit(self):
+        self.run = getattr(self.learn, 'fitting', True)
+        if not self.run: return
         train = self.dls.train
         of_faces = isinstance(train, FaceLoader) and isinstance(train.data, FERData)
         votes = train.data.column('votes') if of_faces else None

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .archives import damaged
 from .data import REGIONS, FERData
 from .readers import cache_folder, progress, write_beside
+from .tables import quoted
 
 # %% ../nbs/21_landmarks.ipynb #7bb58c72
 landmark_groups = dict(jaw=range(0,17), right_brow=range(17,22), left_brow=range(22,27), nose=range(27,36),
@@ -55,22 +57,26 @@ def landmark_regions(
 # %% ../nbs/21_landmarks.ipynb #ef163117
 def add_landmarks(
     data:FERData, # faces whose `names` are in the file
-    path:Path, # npz with names (m,), landmarks (m,68,2) float32, detected (m,) bool
+    path:Path, # npz with names (m,), landmarks (m,68,2) float32, detected (m,) bool, and size in pixels if it is not 48
 )->FERData: # the same rows, with regions
     "Give faces the regions of landmarks that were found earlier"
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'no landmarks at {path}: check the path')
-    with np.load(path, allow_pickle=False) as z:
+    try: z = np.load(path, allow_pickle=False)
+    except damaged as e: raise ValueError(f'{path} is no file of landmarks ({quoted(e)}): give an npz file') from e
+    with z:
         missing = [k for k in ('names', 'landmarks', 'detected') if k not in z]
         if missing: raise ValueError(f'{path} has no {", ".join(missing)}: it must hold names, landmarks and detected')
         row = {name: i for i,name in enumerate(z['names'])}
+        size = int(z['size']) if 'size' in z else 48
         landmarks = np.where(z['detected'][:,None,None], z['landmarks'], np.nan).astype(np.float32)
     unknown = [n for n in data.names if n not in row]
     if unknown:
         raise ValueError(f'{path} has no landmarks for {len(unknown):,} of {len(data):,} images, '
                          f'such as {unknown[0]}: is it of another set?')
-    points = torch.from_numpy(landmarks[[row[n] for n in data.names]])
-    return data.with_columns(regions=landmark_regions(points, data[:1].images.shape[-1]).to(data.labels.device))
+    points,side = torch.from_numpy(landmarks[[row[n] for n in data.names]]),data[:1].images.shape[-1]
+    points = (points+.5)*(side/size) - .5
+    return data.with_columns(regions=landmark_regions(points, side).to(data.labels.device))
 
 # %% ../nbs/21_landmarks.ipynb #f224ab7c
 MEAN_FACE = torch.tensor([

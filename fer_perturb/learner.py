@@ -33,18 +33,20 @@ from .perturb import Clusterer, ReclusterCallback, Scheme, schemes, with_cluster
 # %% ../nbs/42_learner.ipynb #8f518543
 class BFloat16(Callback):
     "Run the forward pass in bfloat16 on a CPU; loss and weights stay float32"
-    order,kept,lowers_precision = MixedPrecision.order,None,True # its counterpart for CUDA
+    order,kept,waits,lowers_precision = MixedPrecision.order,None,False,True # its counterpart for CUDA
     def before_batch(self):
         self.end_batch()
         model,forward,self.kept = self.model,self.model.forward,vars(self.model).get('forward')
         def once(*args, **kwargs):
             self.end_batch()
             with torch.autocast('cpu', dtype=torch.bfloat16): return forward(*args, **kwargs)
-        model.forward = once
+        model.forward,self.waits = once,True
     def after_pred(self): self.learn.pred = self.pred.float()
     def end_batch(self):
+        if not self.waits: return
         vars(self.model).pop('forward', None)
-        if self.kept is not None: self.model.forward,self.kept = self.kept,None
+        if self.kept is not None: self.model.forward = self.kept
+        self.kept,self.waits = None,False
     after_cancel_batch = after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = end_batch
 
 # %% ../nbs/42_learner.ipynb #10a2024d
@@ -128,6 +130,8 @@ class LowerOnPlateau(TrackerCallback):
         super().__init__(monitor=monitor, comp=comp)
         self.factor,self.patience = factor,patience
     def before_fit(self):
+        self.run = getattr(self.learn, 'fitting', True)
+        if not self.run: return
         names = list(self.recorder.metric_names[1:])
         if self.monitor not in names:
             raise ValueError(f'the learner has no metric {self.monitor!r}: monitor one of {", ".join(names[:-1])}')
@@ -178,7 +182,7 @@ def fit_paper(self:Learner,
 class SmallFirst(Callback):
     "Train and validate on images of three quarters of their side in the first 40 % of the epochs, if the model takes them"
     order = ReclusterCallback.order+0.5 # regions are hidden at full size
-    def before_fit(self): self.takes = None
+    def before_fit(self): self.takes,self.run = None,getattr(self.learn, 'fitting', True)
     def get_state(self): return dict(takes=self.takes)
     def set_state(self, state): self.takes = state['takes']
 

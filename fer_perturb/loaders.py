@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TensorFace', 'ToFace', 'ToBoxedFace', 'ToClusters', 'ToLabel', 'FaceLoader', 'FaceBlock', 'ClusterBlock',
-           'usage_splitter', 'face_block', 'ClassOrder']
+           'usage_splitter', 'face_block', 'face_size', 'ClassOrder']
 
 # %% ../nbs/12_loaders.ipynb #491fb992
 import io
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ class FaceLoader(TfmdDL):
         labels,self.drawn = self.drawn,None
         self.randomize()
         self.before_iter()
-        idxs = torch.tensor(self.get_idxs(), dtype=torch.int64)
+        idxs = torch.tensor([*islice(self.get_idxs(), self.n)], dtype=torch.int64) # `show_batch(unique=True)` cycles one
         for rows in idxs[:len(self)*self.bs].split(self.bs):
             yield self.after_batch(to_device(self.take(rows, labels), self.device))
         self.after_iter()
@@ -195,6 +196,14 @@ def face_block(
     label_block = TransformBlock(type_tfms=ToLabel(vocab=[str(v) for v in vocab], sort=False))
     return DataBlock(blocks=[FaceBlock(size, fit)] + [ClusterBlock(size)]*clusters + [label_block], n_inp=1+clusters,
                      get_items=partial(_own_table, vocab), splitter=usage_splitter, batch_tfms=batch_tfms)
+
+# %% ../nbs/12_loaders.ipynb #face-size
+def face_size(
+    learn:Learner, # of faces, or of any images
+)->int: # in pixels; 48 where the loaders do not say
+    "Height and width of the faces that a learner takes"
+    lists = getattr(learn.dls, 'tls', [])
+    return next((t.size for tl in lists for t in tl.tfms.fs if isinstance(t, ToFace) and t.size), 48)
 
 # %% ../nbs/12_loaders.ipynb #5ffbb8dc
 class ClassOrder(Callback):

@@ -24,7 +24,7 @@ from .data import FERData
 from .landmarks import Landmarks, find_landmarks, fit_mean_face, landmark_groups
 from .readers import load_faces, progress
 from .words import say
-from .writers import write_kaggle
+from .writers import distinct_names, write_kaggle
 
 # %% ../nbs/22_masks.ipynb #721d0bf2
 def crossing(
@@ -485,5 +485,5 @@ def mask_set(
     if Path(out).exists(): raise ValueError(f'{out} exists: give the name of a new folder, or remove it')
     if kind not in OCCLUSIONS: raise ValueError(f'nothing is called {kind!r}: choose one of {", ".join(OCCLUSIONS)}')
     data = load_faces(source, size)
-    write_kaggle(occlude(data, kind, seed=seed), out)
+    write_kaggle(distinct_names(occlude(data, kind, seed=seed)), out)
     say(f'{out}: {data}, with {kind}')

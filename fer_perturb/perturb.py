@@ -117,7 +117,7 @@ def fit(self:Clusterer,
     if self.one_map: images,saliency,processes = _mean_of(images, processes),_mean_of(saliency, processes),ALONE
     points,pixels = self._features(images, saliency)
     pooled = points.flatten(0, 1)[None]
-    if self.centroids is None:
+    if self.centroids is None or len(self.centroids)!=self.n_clusters:
         self.centroids = shared_centroids(points, self.n_clusters, seed=seed, processes=processes)
     else: self.centroids = kmeans(pooled, centroids=self.centroids.to(points.device), processes=processes).centroids[0]
     if self.one_map: self.map = cluster_maps(lloyd(points, self.centroids, n_iter=0).labels, pixels, images.shape[-2:])
@@ -271,7 +271,7 @@ def with_clusters(
 
 def _with_clusters(dl, drop_tfms):
     data = dl.data.with_columns(clusters=None)
-    faces,labels = (tl._new(data, split_idx=tl.split_idx) for tl in dl.dataset.tls)
+    faces,labels = (tl._new(data, split_idx=tl.split_idx) for tl in (dl.dataset.tls[0], dl.dataset.tls[-1]))
     clusters = TfmdLists(data, [ToClusters(data[:1].images.shape[-1])], split_idx=faces.split_idx)
     tfms = Pipeline([t for t in dl.after_batch.fs if not isinstance(t, drop_tfms)])
     new = dl.new(Datasets(tls=[faces, clusters, labels], n_inp=2), after_batch=tfms)
@@ -319,6 +319,7 @@ class ReclusterCallback(FormCallback):
 @patch
 def before_fit(self:ReclusterCallback):
     "The model and the transforms may have changed"
+    self.k = self.clusterer.n_clusters
     if self.own: self.clusterer.model = get_model(self.learn.model)
     if self.follows: self.clusterer.tfms = getattr(self.dls.valid, 'after_batch', None)
     if self.perturb=='stack' and any(getattr(cb, 'trace_model', False) for cb in self.learn.cbs):
@@ -358,7 +359,7 @@ def before_train(self:ReclusterCallback):
         raise ValueError('this learner was exported to predict, without the attention model of phase 1: '
                          'train one from perturb_learner')
     if data is None: return # clusters are made for each batch
-    known = clusterer.centroids is not None and data.column('clusters') is not None
+    known = clusterer.centroids is not None and len(clusterer.centroids)==clusterer.n_clusters and data.column('clusters') is not None
     if known and self.epoch%self.every: return
     if self.provisional: clusterer.centroids,self.provisional = None,False
     images,now = data.images[processes.share(len(data)),None],self._now()
@@ -401,7 +402,7 @@ def maps_of(self:ReclusterCallback,
                              'and the table to write clusters to is not found in it: '
                              'nothing would be hidden. Give the learner loaders of images and labels')
         return maps
-    if self.own: self.clusterer.model = get_model(self.learn.model)
+    if self.own and self.clusterer.model is None: self.clusterer.model = get_model(self.learn.model)
     if self.clusterer.centroids is None: self._first_centroids(images if self.training else None)
     return self.clusterer(images)
 
@@ -493,6 +494,9 @@ def set_weights_state(self:ReclusterCallback,
 ):
     "Take it back"
     state = state or dict(centroids=None, map=None)
+    found,k = state['centroids'],self.clusterer.n_clusters
+    if found is not None and len(found)!=k:
+        raise ValueError(f'these weights come with {len(found)} clusters, the learner has {k}: make one with n_clusters={len(found)}')
     self.clusterer.centroids,self.provisional = state['centroids'],False
     if state['map'] is not None: self.clusterer.map = state['map']
 

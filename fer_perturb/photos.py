@@ -206,7 +206,9 @@ def find_faces(
 # %% ../nbs/23_photos.ipynb #23000036
 def _draw_boxes(ax, photo, faces, titles):
     "The photo, and on it a turned square for each face"
-    ax.imshow(as_photo(photo).convert('RGB'))
+    image = as_photo(photo)
+    if image.mode in ('I', 'F') or image.mode.startswith('I;'): image = Image.fromarray(gray_photo(image))
+    ax.imshow(image.convert('RGB'))
     for i,(box,turn,title) in enumerate(zip(faces.boxes, faces.turns.tolist(), titles)):
         colour,middle = f'C{i%10}',(box[:2]+box[2:])/2
         corners = _turned(torch.stack([box[[0,2,2,0,0]], box[[1,1,3,3,1]]], -1) - middle, turn) + middle

@@ -25,7 +25,7 @@ from PIL import Image
 
 from .archives import Files, archive_suffixes, damaged, folder_files, open_files, read_file
 from .data import EMOTIONS, USAGES, FERData
-from .images import check_size, each_once, image_suffixes, read_image, to_gray, whites_of
+from .images import FITS, check_size, each_once, image_suffixes, read_image, to_gray, whites_of
 from .layout import find_parts, read_layout
 from .split import fill_usage, twin_across
 from .tables import COLUMNS, csv_rows, find_column, parse_pixels, quoted, whole_number
@@ -48,6 +48,7 @@ class Parsed:
     unreadable: list = field(default_factory=list) # sentences on images that could not be read
     sizes: Counter = field(default_factory=Counter) # {'48×48': images in the source}, if they were looked at
     form: str = '' # what the source is
+    beside: bool = False # are its images files outside of the source
 
 # %% ../nbs/11_readers.ipynb #247840c4
 class Choices(namedtuple('Choices', 'size vocab synonyms fit skip', defaults=(48, None, True, 'crop', False))):
@@ -56,6 +57,7 @@ class Choices(namedtuple('Choices', 'size vocab synonyms fit skip', defaults=(48
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls, *args, **kwargs)
         check_size(self.size)
+        if self.fit not in FITS: raise ValueError(f'fit is {self.fit!r}: choose one of {", ".join(FITS)}')
         return self
 
 # %% ../nbs/11_readers.ipynb #6d49ae2d
@@ -85,6 +87,11 @@ def _name_classes(texts, vocab, synonyms, where):
     return np.array([index[named[t]] for t in texts], np.int64),vocab,said
 
 # %% ../nbs/11_readers.ipynb #55587ea5
+def _beyond(where, number, names):
+    "What is wrong with a number that has no name"
+    return (f'{where} has label {number}, but the {len(names)} classes are numbered from 0 ({names[0]}) to '
+            f'{len(names)-1} ({names[-1]}): make labels begin at 0, or give all names in vocab')
+
 def _names_of_numbers(numbers, vocab, words, where):
     "The class name of each number"
     if words is not None:
@@ -100,7 +107,7 @@ def _names_of_numbers(numbers, vocab, words, where):
                          'for other classes give their '
                          f'names in the order of the numbers, as in vocab=({", ".join(map(repr, EMOTIONS[:2]))}, …)')
     if odd is not None:
-        raise ValueError(f'{where(odd)} has label {numbers[odd]}, and only {len(names)} classes: give vocab')
+        raise ValueError(_beyond(where(odd), numbers[odd], names))
     guess = f"labels are numbers: FER2013's order is assumed ({', '.join(EMOTIONS)}); give vocab if it is another"
     return [names[n] for n in numbers],guess if vocab is None else None
 
@@ -313,7 +320,8 @@ def _read_images(files, choices):
     if len(kept)<len(paths):
         odd.append(f'{len(paths)-len(kept):,} images are in a folder that means no label: they are left out')
     paths,texts,parts = ([x[i] for i in kept] for x in (paths, layout.classes, layout.parts))
-    labels,vocab,said = _name_classes(texts, choices.vocab, choices.synonyms, lambda i: paths[i])
+    if choices.vocab is None: labels,vocab,said = _name_classes(texts, None, choices.synonyms, paths.__getitem__)
+    else: labels,vocab,said,_ = _table_labels(texts, choices.vocab, None, choices.synonyms, paths.__getitem__)
     sizes = Counter()
     def image(i):
         content = read_file(files, paths[i])
@@ -366,7 +374,7 @@ def _columns_of(header, source):
     "The columns of a table that we know: {kind: name}, and the columns that hold one pixel each"
     found = {kind: find_column(header, kind) for kind in COLUMNS}
     wide = [h for h in header if re.fullmatch(r'(pixel|px|p)?[ _]?\d+', str(h), re.I)]
-    wide = wide if len(wide)>=64 and found['pixels'] is None else []
+    wide = sorted(wide, key=lambda h: int(re.search(r'\d+', str(h))[0])) if len(wide)>=64 and found['pixels'] is None else []
     if found['label'] is None: found['label'],found['class_name'] = found['class_name'],None
     there = dict(emotion=found['label'], pixels=found['pixels'] or wide or found['image'])
     missing = [name for name,columns in there.items() if not columns]
@@ -448,13 +456,15 @@ def from_csv(
     "Read a csv with the columns emotion, pixels and (if the split is to be kept) Usage"
     path = Path(path)
     choices = Choices(size, vocab, synonyms, fit)
-    return finish_set(_read_csv(path.read_bytes(), str(path), choices, _beside_file(path)), path, groups)
+    return finish_set(_read_csv(path.read_bytes(), str(path), choices, _Beside(path.parent)), path, groups)
 
 # %% ../nbs/11_readers.ipynb #c95babc0
-def _beside_file(path):
-    "A function that reads files whose paths begin in the folder of a table"
-    def read(name): return (Path(path).parent/name).read_bytes()
-    return read
+class _Beside:
+    "Reads files whose paths begin in a folder, and remembers that it did"
+    def __init__(self, folder): self.folder,self.opened = Path(folder),False
+    def __call__(self, name):
+        self.opened,path = True,self.folder/name
+        return (path if path.exists() else self.folder/str(name).replace('\\', '/')).read_bytes()
 
 # %% ../nbs/11_readers.ipynb #3f8604b3
 def _pixels(value, choices, read, name, whites):
@@ -479,6 +489,13 @@ def _text(value):
     return '' if missing else str(value).strip()
 
 # %% ../nbs/11_readers.ipynb #ee7789f9
+def _parts_of_paths(paths):
+    "Parts of images by folders and names, which say something where they name more than one part; and how"
+    split = [p.replace('\\', '/').split('/') for p in paths]
+    shared = len(os.path.commonprefix([s[:-1] for s in split]))
+    parts,how = find_parts([s[shared:-1] for s in split], [s[-1] for s in split])
+    return (np.array(parts),how) if len(set(parts))>1 else (np.full(len(paths), -1),None)
+
 def _read_frame(frame, found, source, choices, read, where, numbers_are_names=False, form='a table'):
     "A set from a DataFrame whose columns are known"
     image = found['pixels'] or found['image']
@@ -498,6 +515,9 @@ def _read_frame(frame, found, source, choices, read, where, numbers_are_names=Fa
     images,bad,converted = _decode(len(frame), one, choices.size, f'reading {source}')
     if found['pixels']: table.pop(str(image), None)
     parsed = _table_set(table, found, images, choices, lambda i: where(places[i]), missing, source, numbers_are_names)
+    if parsed.how is None and str(image) in table:
+        parsed.parts,parsed.how = _parts_of_paths(table[str(image)])
+        parsed.published = _published(table[str(image)], parsed.how)
     parsed.odd += converted
     parsed.unreadable,parsed.form = _refuse_bad(bad, len(frame), choices.skip),form
     return _without(parsed, bad)
@@ -513,11 +533,18 @@ def _read_csv_of_paths(rows, header, source, choices, read):
     return _read_frame(frame, found, source, choices, read, lambda i: rows[i][0], own, 'a csv file with paths')
 
 # %% ../nbs/11_readers.ipynb #4820e768
+def _plain_columns(frame, source):
+    "A table whose columns are called by texts, each once"
+    frame = frame.set_axis([str(c).strip() for c in frame], axis=1)
+    twice = [c for c,n in Counter(frame).items() if n>1]
+    if twice: raise ValueError(f'{source} has several columns called {twice[0]}: give each a name of its own')
+    return frame
+
 def from_frame(
     frame:pd.DataFrame, # a row for each face
     image:str=None, # column with paths, arrays, PIL images, or dicts with the bytes of a file; looked for if None
     label:str=None, # column with class names, or numbers; looked for if None
-    split:str=None, # column with train, valid and test, or with `USAGES`; looked for if None, drawn if there is none
+    split:str=None, # column with train, valid and test, or with `USAGES`; looked for if None, then in the paths; drawn if there is none
     vocab:tuple=None, # class names in label order; those in the column, sorted, if None
     folder:Path='.', # what paths are relative to
     size:int=48, # height and width in pixels
@@ -526,21 +553,21 @@ def from_frame(
     groups=None, # what stays together where parts are drawn: a column, or a function of the name
 )->FERData: # one face for each row that has a label
     "Faces from a table"
+    frame = _plain_columns(frame, 'the table').reset_index(drop=True)
+    image,label,split = (None if c is None else str(c).strip() for c in (image, label, split))
     wanted = dict(image=image or find_column(frame, 'pixels') or find_column(frame, 'image') or 'image',
                   label=label or find_column(frame, 'label') or find_column(frame, 'class_name') or 'label',
                   split=split or find_column(frame, 'split'))
-    missing = ' and '.join(str(c) for c in wanted.values() if c is not None and c not in frame)
-    columns = ', '.join(map(str, frame))
-    if missing: raise ValueError(f'the table has no column {missing}, only {columns}: name its columns')
+    missing = ' and '.join(c for c in wanted.values() if c is not None and c not in frame)
+    if missing: raise ValueError(f'the table has no column {missing}, only {", ".join(frame)}: name its columns')
     if not len(frame): raise ValueError('the table is empty')
     names = find_column(frame, 'class_name') if label is None else None
     pixels = wanted['image'] if wanted['image']==find_column(frame, 'pixels') else None
     found = wanted | dict(pixels=pixels, class_name=names if names!=wanted['label'] else None)
     if split is not None: _table_parts([_text(v) for v in frame[split]], split, 'row {}'.format)
-    def read(name): return (Path(folder)/name).read_bytes()
     own = not pixels and wanted['label']!='emotion'
-    choices,frame = Choices(size, vocab, synonyms, fit),frame.reset_index(drop=True)
-    parsed = _read_frame(frame, found, 'the table', choices, read, 'row {}'.format, own)
+    choices = Choices(size, vocab, synonyms, fit)
+    parsed = _read_frame(frame, found, 'the table', choices, _Beside(folder), 'row {}'.format, own)
     return finish_set(parsed, 'the table', groups)
 
 # %% ../nbs/11_readers.ipynb #b4b4f34d
@@ -573,10 +600,10 @@ def _named_labels(frame, label, names, vocab, source):
         names = EMOTIONS
         guess = (f"{Path(source).name} has labels as numbers and names no classes: FER2013's order is assumed "
                  f"({', '.join(EMOTIONS)}); give vocab if it is another")
-    names = list(vocab or names)
+    names = list(names or vocab)
     odd = next((n for n in numbers if n is not None and not 0<=n<len(names)), None)
     if odd is not None:
-        raise ValueError(f'{Path(source).name} has label {odd}, and only {len(names)} classes: give vocab')
+        raise ValueError(_beyond(Path(source).name, odd, names))
     return frame.assign(**{label: [t if n is None else str(names[n]) for t,n in zip(texts, numbers)]}),guess
 
 # %% ../nbs/11_readers.ipynb #1f3cdb5f
@@ -596,44 +623,62 @@ def _parquet_frame(content, source):
     return frame,partial(_class_names, table.schema)
 
 # %% ../nbs/11_readers.ipynb #bb72fbe3
-def _file_part(frame):
+def _file_part(frame, column):
     "The column with the part of each row's file, after a look whether a column of parts says the same"
-    if 'split' in frame and _is_split(frame['split'].map(_text), 'set'):
-        parts = [_table_parts([_text(v) for v in frame[c]], c, 'row {}'.format) for c in ('part of the file', 'split')]
+    if column and _is_split(frame[column].map(_text), 'set'):
+        parts = [_table_parts([_text(v) for v in frame[c]], c, 'row {}'.format) for c in ('part of the file', column)]
         odd = np.flatnonzero(parts[0]!=parts[1])
         if len(odd):
             raise ValueError(f'row {odd[0]} is in {frame["part of the file"][odd[0]]} by its file, '
-                             f'and {frame["split"][odd[0]]} by its column: make them agree')
+                             f'and {frame[column][odd[0]]} by its column: make them agree')
     return 'part of the file'
 
 # %% ../nbs/11_readers.ipynb #149c6246
 def _read_frames(tables, how, source, choices, read, form='a table'):
     "A set of several tables, each with a function of the label's column that gives class names, its part, and its name"
+    tables = [(_plain_columns(frame, name), *rest, name) for frame,*rest,name in tables]
+    columns = [_columns_of(list(frame), name)[0] for frame,_,_,name in tables]
+    names = [names_of(c['label']) for (_,names_of,_,_),c in zip(tables, columns)]
+    found = {kind: next((c[kind] for c in columns if c[kind] is not None), None) for kind in COLUMNS}
+    if any(names) or not all(c['class_name'] for c in columns): found['class_name'] = None
     frames,guesses = [],[]
-    for frame,class_names_of,part,name in tables:
-        found,_ = _columns_of(list(frame.columns), name)
-        names = class_names_of(found['label'])
-        frame,guess = _named_labels(frame, found['label'], names, choices.vocab, name)
-        standard = {c: kind for kind,c in found.items() if c is not None}
-        frames.append(frame.rename(columns=standard).assign(**({'part of the file': USAGES[part]} if part>=0 else {})))
+    for (frame,_,part,name),own,c in zip(tables, names, columns):
+        guess = None
+        if found['class_name'] is None: frame,guess = _named_labels(frame, c['label'], own, choices.vocab, name)
         guesses += [guess] if guess else []
+        renamed = {c[kind]: f for kind,f in found.items() if None not in (f, c[kind]) and f!=c[kind]}
+        frame = frame.drop(columns=[f for f in renamed.values() if f in frame and f not in renamed]).rename(columns=renamed)
+        frames.append(frame.assign(**({'part of the file': USAGES[part]} if part>=0 else {})))
     frame = pd.concat(frames, ignore_index=True)
-    found = {kind: kind if kind in frame else None for kind in COLUMNS} | dict(class_name=None)
-    if how: found['split'] = _file_part(frame)
+    if how: found['split'] = _file_part(frame, found['split'])
     parsed = _read_frame(frame, found, source, choices, read, 'row {}'.format, form=form)
     parsed.how,parsed.odd = how or parsed.how,guesses[:1] + parsed.odd
     return parsed
 
+# %% ../nbs/11_readers.ipynb #3922bc31
+def _file_beside(files, table):
+    "A function that reads a file named in a table: by its path from there, from the top, or by a name that is alone"
+    folder,last = table.rpartition('/')[0],Counter(n.rsplit('/', 1)[-1] for n in files.names)
+    alone = {n.rsplit('/', 1)[-1]: n for n in files.names if last[n.rsplit('/', 1)[-1]]==1}
+    def read(path):
+        plain = str(path).replace('\\', '/')
+        near = os.path.normpath(f'{folder}/{plain}' if folder else plain).replace(os.sep, '/')
+        inside = next((p for p in (near, plain, alone.get(plain)) if p in files.readers), None)
+        if inside is None: raise FileNotFoundError(path)
+        return read_file(files, inside)
+    return read
+
 # %% ../nbs/11_readers.ipynb #6511ab5a
-def _read_parquet(files, choices):
-    "All parquet files of a folder or archive"
+def _read_parquet(files, choices, read=None):
+    "All parquet files of a folder or archive; `read` opens files that they name, those in `files` if None"
     names = [n for n in files.names if n.lower().endswith('.parquet')]
     if not names: raise FileNotFoundError(f'no parquet file at {files.source}: check the path')
     parts,how = find_parts([n.split('/')[:-1] for n in names], [n.split('/')[-1] for n in names])
     tables = ((*_parquet_frame(read_file(files, n), f'{files.source}/{n}'), part, Path(n).name)
               for n,part in zip(names, parts))
-    return _read_frames(tables, how, Path(files.source).name, choices, _beside_file(files.source),
-                        f'parquet, {len(names)} files')
+    alone = len({n.rpartition('/')[0] for n in names})==1
+    read = read or _file_beside(files, names[0] if alone else '')
+    return _read_frames(tables, how, Path(files.source).name, choices, read, f'parquet, {len(names)} files')
 
 # %% ../nbs/11_readers.ipynb #881c2508
 def _as_files(path):
@@ -652,7 +697,9 @@ def from_parquet(
     groups=None, # what stays together where parts are drawn: a column
 )->FERData: # all rows of the files
     "Read a data set as Hugging Face stores it"
-    return finish_set(_read_parquet(_as_files(path), Choices(size, vocab, synonyms, fit)), path, groups)
+    path,choices = Path(path),Choices(size, vocab, synonyms, fit)
+    read = None if path.is_dir() else _Beside(path.parent)
+    return finish_set(_read_parquet(_as_files(path), choices, read), path, groups)
 
 # %% ../nbs/11_readers.ipynb #4ed24f36
 def _read_datasets(source, choices):
@@ -665,7 +712,7 @@ def _read_datasets(source, choices):
                          'or give one of them')
     def class_names_of(rows): return lambda label: getattr(rows.features.get(label), 'names', None)
     tables = ((rows.to_pandas(), class_names_of(rows), parts.get(key, -1), 'the data set') for key,rows in sets.items())
-    return _read_frames(tables, 'by its splits' if parts else None, 'the data set', choices, _beside_file('.'))
+    return _read_frames(tables, 'by its splits' if parts else None, 'the data set', choices, _Beside('.'))
 
 # %% ../nbs/11_readers.ipynb #8b806dd0
 def _is_running(pid):
@@ -750,10 +797,13 @@ def _parser_version():
 # %% ../nbs/11_readers.ipynb #e2dff977
 def _state_of(path, *options):
     "A short text that changes with the source and with what is asked for"
-    state = [f'{_parser_version()} {options} {path.resolve()}']
-    found = [(Path(top)/n) for top,_,names in os.walk(path) for n in sorted(names)] if path.is_dir() else [path]
-    for file in sorted(found):
-        stat = file.lstat() if file.is_symlink() and not file.exists() else file.stat()
+    state,found = [f'{_parser_version()} {options} {path.resolve()}'],[path]
+    if path.is_dir():
+        files = folder_files(path)
+        state.append(f'{files.folders} {files.left_out}')
+        found = [path/name for name in files.names]
+    for file in found:
+        stat = file.stat()
         state.append(f'{file} {stat.st_size} {stat.st_mtime_ns}')
     return hashlib.sha256('\n'.join(state).encode('utf-8', 'surrogateescape')).hexdigest()[:16]
 
@@ -849,24 +899,11 @@ def _has_emotions(files):
         return all(known_class(c) for c in read_layout(paths).classes)
     except ValueError: return False
 
-# %% ../nbs/11_readers.ipynb #3922bc31
-def _file_beside(files, table):
-    "A function that reads a file named in a table: by its path from there, from the top, or by a name that is alone"
-    folder,last = table.rpartition('/')[0],Counter(n.rsplit('/', 1)[-1] for n in files.names)
-    alone = {n.rsplit('/', 1)[-1]: n for n in files.names if last[n.rsplit('/', 1)[-1]]==1}
-    def read(path):
-        plain = str(path).replace('\\', '/')
-        near = os.path.normpath(f'{folder}/{plain}' if folder else plain).replace(os.sep, '/')
-        inside = next((p for p in (near, plain, alone.get(plain)) if p in files.readers), None)
-        if inside is None: raise FileNotFoundError(path)
-        return read_file(files, inside)
-    return read
-
 # %% ../nbs/11_readers.ipynb #53d5b660
 def _read_files(files, choices):
     "Whatever data a folder or archive holds"
     if any(n.lower().endswith('.parquet') for n in files.names): return _read_parquet(files, choices)
-    tables = any(n.lower().endswith(('.csv', '.tsv')) for n in files.names)
+    tables = [n for n in files.names if n.lower().endswith(('.csv', '.tsv'))]
     pictures = any(n.lower().endswith(image_suffixes) for n in files.names)
     pixels = _choose_csv(files, 'pixels') if tables else {}
     if pixels and pictures:
@@ -874,7 +911,9 @@ def _read_files(files, choices):
     if pixels: return _read_csvs(files, pixels, choices)
     paths = _choose_csv(files, 'paths') if pictures and tables and not _has_emotions(files) else {}
     if paths: return _read_csvs(files, paths, choices)
-    return _read_images(files, choices)
+    parsed = _read_images(files, choices)
+    if tables: parsed.said.append(f'read from the folders, and not from {", ".join(tables[:5])}')
+    return parsed
 
 # %% ../nbs/11_readers.ipynb #ed0c1537
 def _existing(path):
@@ -893,13 +932,17 @@ def read_set(
     path = _existing(path)
     if path.is_dir(): return _read_files(open_files(path, (*image_suffixes, *tables_suffixes)), choices)
     with open(path, 'rb') as f: head = f.read(8)
-    if head[:4]==b'PAR1' or path.suffix.lower()=='.parquet': return _read_parquet(_as_files(path), choices)
+    parquet = head[:4]==b'PAR1' or path.suffix.lower()=='.parquet'
     packed = head.startswith((b'PK', b'\x1f\x8b', b'\xfd7zXZ', b'BZh', b"7z\xbc\xaf", b'Rar!', b'(\xb5/\xfd'))
-    if packed or path.name.lower().endswith(('.zip', '.tar', '.gz', '.tgz', '.xz', '.txz', '.bz2')):
+    packed = packed or path.name.lower().endswith(('.zip', '.tar', '.gz', '.tgz', '.xz', '.txz', '.bz2'))
+    if packed and not parquet:
         return _read_files(open_files(path, (*image_suffixes, *tables_suffixes)), choices)
-    if path.suffix.lower() in ('.csv', '.tsv'):
-        return _read_csv(path.read_bytes(), str(path), choices, _beside_file(path))
-    raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: a set of faces comes as one of these')
+    read = _Beside(path.parent)
+    if parquet: parsed = _read_parquet(_as_files(path), choices, read)
+    elif path.suffix.lower() in ('.csv', '.tsv'): parsed = _read_csv(path.read_bytes(), str(path), choices, read)
+    else: raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: a set of faces comes as one of these')
+    parsed.beside = read.opened
+    return parsed
 
 # %% ../nbs/11_readers.ipynb #70e91e11
 def _through_cache(path, choices, cache):
@@ -911,14 +954,14 @@ def _through_cache(path, choices, cache):
     try: parsed = read_set(path, choices)
     except PermissionError as e:
         raise ValueError(f'{path} may not be opened ({e.strerror}): give yourself the right to read it') from e
-    if cache: _keep(parsed, place)
+    if cache and not parsed.beside: _keep(parsed, place)
     return parsed
 
 # %% ../nbs/11_readers.ipynb #26fc102f
 def load_faces(
     source:Path, # zip or tar file, folder, csv, parquet or .npz file; or a DataFrame, or a Dataset of Hugging Face
     size:int=None, # height and width in pixels: 48 if None; an .npz file keeps its own
-    cache:bool=True, # keep the parsed set in `cache_folder`
+    cache:bool=True, # keep the parsed set in `cache_folder`, unless a table names images that lie beside it
     vocab:tuple=None, # class names in the order of the numbers, where the source does not name them
     synonyms:bool=True, # `happiness` and `joy` are happy
     fit:str='crop', # images that are not square are cropped at the centre, or with 'letterbox' get black bars
@@ -930,6 +973,8 @@ def load_faces(
         return from_frame(source, vocab=choices.vocab, size=choices.size, synonyms=synonyms, fit=fit, groups=groups)
     if hasattr(source, 'to_pandas') or hasattr(source, 'keys'):
         return finish_set(_read_datasets(source, choices), 'the data set', groups)
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f'source is a {type(source).__name__}: give a path, a DataFrame, or a Dataset of Hugging Face')
     path = _existing(Path(source).expanduser())
     if path.suffix.lower()=='.npz' and path.is_file():
         data = read_faces(path)

@@ -55,9 +55,10 @@ def fill_usage(
         if groups is None: _draw(labels, usage, u, 1/(10-i), rng)
         else: _draw_groups(labels, usage, u, 1/(10-i), np.asarray(groups), rng)
     if missing:
-        parts = ' and no '.join(names[u] for u in missing)
-        warnings.warn(f'the data names no {parts} part: a tenth of each class was drawn for each' +
-                      ('' if groups is None else ', in whole groups'), stacklevel=2)
+        parts,empty = ' and no '.join(names[u] for u in missing),[names[u] for u in missing if not (usage==u).any()]
+        what = (f'there are too few images or groups to draw {" and ".join(empty)}' if empty
+                else 'a tenth of each class was drawn for each' + ('' if groups is None else ', in whole groups'))
+        warnings.warn(f'the data names no {parts} part: {what}', stacklevel=2)
     return usage.astype(np.uint8)
 
 # %% ../nbs/09_split.ipynb #c0a4d169

@@ -72,9 +72,10 @@ def weights_header(
     if not origin:
         raise ValueError('nobody knows how this network was built: '
                          'take learners of face_learner, attention_learner or perturb_learner')
-    mean,std = (t.flatten().tolist() for t in input_normalization(learn, example_images(learn)))
+    images = example_images(learn)
+    mean,std = (t.flatten().tolist() for t in input_normalization(learn, images))
     vocab = [str(v) for v in learn.dls.vocab]
-    facts = origin | dict(vocab=vocab, mean=mean, std=std, fer_perturb=version('fer_perturb'))
+    facts = origin | dict(size=tuple(images.shape[-2:]), vocab=vocab, mean=mean, std=std, fer_perturb=version('fer_perturb'))
     return {name: json.dumps(value) for name,value in facts.items()}
 
 # %% ../nbs/46_weights.ipynb #567cf169

@@ -9,6 +9,7 @@ __all__ = ['SPLIT_WORDS', 'CLASS_SYNONYMS', 'split_words', 'looks_like_split', '
 # %% ../nbs/06_words.ipynb #06de724f
 import difflib, json, re, sys
 from collections import Counter
+from unicodedata import normalize
 
 # %% ../nbs/06_words.ipynb #78ad5d8b
 _words = ('train training trn', 'valid val validation validate validating dev devel development publictest',
@@ -67,7 +68,7 @@ def known_class(
     synonyms:bool=True, # look for synonyms, and past numbers around the word
 )->str: # name of an emotion, None if it is none that is known
     "Which emotion a name means"
-    word = text.strip().lower()
+    word = normalize('NFC', text).strip().lower()
     if synonyms: word = re.sub(r'^[\W\d_]+|[\W\d_]+$', '', word)
     return word if word in _synonyms else CLASS_SYNONYMS.get(word) if synonyms else None
 
@@ -85,8 +86,9 @@ def class_names(
 )->dict: # {text: name of the class}
     "One name for each class"
     counts,names = Counter(texts),{}
-    for text,_ in counts.most_common(): names.setdefault(text.strip().casefold(), printable(' '.join(text.split())))
-    return {text: known_class(text, synonyms) or names[text.strip().casefold()] for text in counts}
+    def key(text): return normalize('NFC', text).strip().casefold()
+    for text,_ in counts.most_common(): names.setdefault(key(text), printable(' '.join(normalize('NFC', text).split())))
+    return {text: known_class(text, synonyms) or names[key(text)] for text in counts}
 
 # %% ../nbs/06_words.ipynb #927af8d9
 _missing = {'', 'nan', 'null', 'none', 'na', 'n/a', '<na>', 'nat', '-1', '-1.0', '?'}

@@ -163,6 +163,11 @@ def test_a_model_is_evaluated_and_asked(shop, monkeypatch, capsys):
     out,err = capsys.readouterr()
     assert 'face.png: a picture of 48×48 pixels' in out and err.startswith('fer-perturb: text.jpg is not a readable image')
     assert Image.open('drawn/1_face.png').size[0]>100
+    Image.new('L', (60,60)).save('2_face.png')
+    before = (shop/'2_face.png').read_bytes()
+    assert main('predict face.png face.png --model model.pkl --out .'.split())==2 and '2_face.png exists' in capsys.readouterr().err
+    assert (shop/'2_face.png').read_bytes()==before and not (shop/'1_face.png').exists()
+    assert main('predict face.png --model model.pkl --out text.jpg'.split())==2 and 'text.jpg' in capsys.readouterr().err
     assert main('explain face.png --model model.pkl --out face.png'.split())==2 and 'the photo itself' in capsys.readouterr().err
     assert main('explain face.png --model model.pkl'.split())==0 and Image.open('explain.png').size[0]>100
     assert main('predict face.png --model model.pkl --device cuda:9'.split())==2 and 'no device' in capsys.readouterr().err

@@ -11,12 +11,15 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from fer_perturb import explore as module
+from fer_perturb.data import FERData
 from fer_perturb.evaluate import predict_faces
 from fer_perturb.explore import (Explorer, Latest, Look, Page, bars_html, crop_face, explore, max_bytes, open_picture, page_of, pictures_html, png,
                                  serve, toy_network)
 from fer_perturb.learner import attention_learner, face_learner, perturb_learner
 from fer_perturb.loaders import face_block
 from fer_perturb.masks import OCCLUSIONS
+from fer_perturb.toyfaces import draw_faces
+from fer_perturb.weights import pretrained_learner
 from helpers import quietly
 
 stages = dict(stages=['0','1','2','3'])
@@ -262,3 +265,12 @@ def test_an_answer_in_time(explorer):
     took = asyncio.run(changes())
     print(f'{statistics.median(took):.0f} ms, at worst {max(took):.0f} ms')
     assert statistics.median(took)<1500
+
+def test_models_of_another_face_size_get_faces_of_that_size(tmp_path):
+    drawn = draw_faces(torch.arange(70)%7, seed=2, size=64)
+    learn = face_learner(face_block(size=64).dataloaders(FERData(drawn.images, torch.arange(70)%7, torch.arange(70)%3), bs=8), 'test_resnet')
+    learn.export(tmp_path/'large.pkl')
+    page = page_of([tmp_path/'large.pkl'])
+    assert page.explorer.shown.image.shape==(64, 64) and page.explorer.faces.column('landmarks').max()>50
+    pretrained_learner().export(tmp_path/'small.pkl')
+    with pytest.raises(ValueError, match='faces of 48 and 64 pixels'): page_of([tmp_path/'large.pkl', tmp_path/'small.pkl'])

@@ -538,3 +538,167 @@ def test_what_the_guided_fuzzer_begins_with_is_sound(form, tmp_path):
     assert flaw(faces)==''
     faces.vocab = faces.vocab[:3]
     assert 'out of range' in flaw(faces)
+
+def two_classes(faces, path, folders, n=6):
+    "n pictures in each of these folders"
+    for f,folder in enumerate(folders):
+        for i in range(n):
+            (path/folder).mkdir(parents=True, exist_ok=True)
+            (path/folder/f'{f}_{i}.png').write_bytes(picture(faces.images[f*n+i]))
+    return path
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_source_that_changed_behind_a_link_or_a_table_is_read_again(faces, tmp_path):
+    outside = two_classes(faces, tmp_path/'outside', ['happy', 'sad'])
+    (tmp_path/'linked').mkdir()
+    for c in ('happy', 'sad'): (tmp_path/'linked'/c).symlink_to(outside/c)
+    (tmp_path/'labels.csv').write_text('image,label\n' + ''.join(f'outside/{c}/{f}_{i}.png,{c}\n' for f,c in enumerate(('happy', 'sad')) for i in range(6)))
+    pd.read_csv(tmp_path/'labels.csv').to_parquet(tmp_path/'labels.parquet')
+    for source in ('linked', 'labels.csv', 'labels.parquet'):
+        (outside/'happy'/'0_0.png').write_bytes(picture(faces.images[0]))
+        assert (load_faces(tmp_path/source).images==faces.images[0]).flatten(1).all(1).any()
+        (outside/'happy'/'0_0.png').write_bytes(picture(faces.images[50]))
+        assert (load_faces(tmp_path/source).images==faces.images[50]).flatten(1).all(1).any(), source
+
+@pytest.mark.filterwarnings('ignore')
+def test_class_names_in_a_file_beat_those_of_the_caller(faces, tmp_path):
+    rows = [dict(i=i, emotion=i%7) for i in range(42)]
+    hub_file(tmp_path/'train.parquet', faces, rows, tuple(sorted(EMOTIONS)))
+    data = load_faces(tmp_path/'train.parquet', vocab=EMOTIONS)
+    assert data.vocab==EMOTIONS and {k: c for k,(c,_) in found_in(data).items()}=={faces.images[i].numpy().tobytes(): EMOTIONS[i%7] for i in range(42)}
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('form', ['utf-8', 'cyrillic', 'cp437'])
+def test_names_in_a_zip_that_does_not_say_how_they_are_written(form, faces, tmp_path):
+    word = {'utf-8': 'fröhlich', 'cyrillic': 'радость', 'cp437': 'fröhlich'}[form]
+    plain = {'cp437': word.encode('cp437', 'replace')}.get(form, word.encode())
+    stand_in = 'x'*len(plain)
+    source = as_zip(tmp_path/'set', [(f'{c}/{i}.png', picture(faces.images[i+j])) for j,c in enumerate((stand_in, 'sad')) for i in range(4)])
+    source.write_bytes(source.read_bytes().replace(stand_in.encode(), plain))
+    assert set(load_faces(source).vocab)=={word, 'sad'}
+
+@pytest.mark.filterwarnings('ignore')
+def test_letters_that_are_written_in_two_ways_are_one_class(faces, tmp_path):
+    assert load_faces(two_classes(faces, tmp_path/'set', ['train/m\u00fcde', 'train/froh', 'test/mu\u0308de', 'test/froh'])).vocab==('froh', 'müde')
+
+def frame_of(faces, n=18, **columns):
+    return pd.DataFrame(dict(image=[picture(faces.images[i]) for i in range(n)], **{k: [f(i) for i in range(n)] for k,f in columns.items()}))
+
+@pytest.mark.filterwarnings('ignore')
+def test_columns_of_parquet_files_keep_their_names(faces, tmp_path):
+    alphabet = sorted(EMOTIONS)
+    def read(**columns):
+        frame_of(faces, **columns).to_parquet(tmp_path/'set.parquet')
+        return load_faces(tmp_path/'set.parquet', cache=False)
+    def name(i): return EMOTIONS[i%2*3]
+    parts = dict(split=lambda i: ('train', 'valid', 'test')[i//2%3])
+    assert found_in(read(label=lambda i: alphabet.index(name(i)), label_text=name, **parts))==expected_rows(faces)
+    assert found_in(read(emotion=lambda i: i%2*3, label=lambda i: f'note {i}', **parts))==expected_rows(faces)
+    assert found_in(read(emotion=lambda i: i%2*3, Usage=lambda i: USAGES[i//2%3], split=lambda i: 'fold'))==expected_rows(faces)
+    assert len(read(emotion=lambda i: i%2*3, set=lambda i: 'ab'[i%2]))==18
+    two_parts = read(emotion=lambda i: i%2*3, Usage=lambda i: USAGES[i//2%2])
+    assert not len(two_parts.part('PrivateTest'))
+    table = pd.DataFrame({'emotion': [i%2*3 for i in range(18)], ' Usage': [USAGES[i//2%2] for i in range(18)],
+                          ' pixels': [' '.join(map(str, faces.images[i].flatten().tolist())) for i in range(18)]})
+    assert not len(load_faces(table).part('PrivateTest'))
+
+@pytest.mark.filterwarnings('ignore')
+def test_columns_of_two_files_may_be_called_differently(faces, tmp_path):
+    for part,names in dict(train=dict(image='image', label='label'), test=dict(image='img', label='emotion')).items():
+        frame = pd.DataFrame({names['image']: [picture(faces.images[i]) for i in range(6)], names['label']: [i%2 for i in range(6)]})
+        (tmp_path/'set').mkdir(exist_ok=True)
+        frame.to_parquet(tmp_path/'set'/f'{part}.parquet')
+    data = load_faces(tmp_path/'set', vocab=('dog', 'cat'))
+    assert len(data)==12 and data.part('PrivateTest').labels.tolist()==[0, 1]*3
+
+def test_a_table_with_columns_that_are_called_by_numbers(faces):
+    from fer_perturb.readers import from_frame
+    frame = pd.DataFrame({0: list(faces.images[:18].numpy()), 5: [EMOTIONS[i%2*3] for i in range(18)], 7: [('train', 'valid', 'test')[i//2%3] for i in range(18)]})
+    assert found_in(from_frame(frame, image=0, label=5, split=7))==expected_rows(faces)
+    with pytest.raises(ValueError, match='several columns called 5'): from_frame(frame.rename(columns={7: 5}), image=0, label=5)
+
+def paths_csv(path, template, back=False):
+    rows = [template.format(p=p, i=i) + f',{EMOTIONS[i%2*3]}' for j,p in enumerate(('train', 'valid', 'test')) for i in range(6*j, 6*j+6)]
+    path.write_text('image,label\n' + '\n'.join(r.replace('/', '\\') if back else r for r in rows))
+
+def placed(faces, path, template):
+    for j,p in enumerate(('train', 'valid', 'test')):
+        for i in range(6*j, 6*j+6):
+            file = path/template.format(p=p, i=i)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture(faces.images[i]))
+
+@pytest.mark.parametrize('back', [False, True])
+@pytest.mark.parametrize('template', ['{p}/img{i}.png', 'faces/test set/{p}/{i}.png', '{p}_{i}.png'])
+def test_paths_in_a_table_say_the_parts(template, back, faces, tmp_path):
+    expected = {faces.images[i].numpy().tobytes(): (EMOTIONS[i%2*3], i//6) for i in range(18)}
+    placed(faces, tmp_path/'set', template)
+    paths_csv(tmp_path/'set'/'labels.csv', template, back)
+    assert found_in(load_faces(tmp_path/'set'/'labels.csv'))==expected
+    assert found_in(load_faces(tmp_path/'set'))==expected
+
+@pytest.mark.filterwarnings('ignore')
+def test_paths_that_name_one_part_only_leave_the_others_to_be_drawn(faces, tmp_path):
+    placed(faces, tmp_path/'test'/'set', 'test_{i}.png')
+    (tmp_path/'test'/'set'/'labels.csv').write_text('image,label\n' + '\n'.join(f'test_{i}.png,{EMOTIONS[i%2*3]}' for i in range(18)))
+    assert load_faces(tmp_path/'test'/'set'/'labels.csv').usage.bincount(minlength=3).tolist()==[14, 2, 2]
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_parquet_file_in_a_folder_names_images_from_there(faces, tmp_path):
+    placed(faces, tmp_path/'set'/'images', '{p}/{i}.png')
+    frame = pd.DataFrame(dict(image=[f'images/{p}/{i}.png' for j,p in enumerate(('train', 'valid', 'test')) for i in range(6*j, 6*j+6)], label=[EMOTIONS[i%2*3] for i in range(18)]))
+    frame.to_parquet(tmp_path/'set'/'meta.parquet')
+    assert found_in(load_faces(tmp_path/'set'))==found_in(load_faces(tmp_path/'set'/'meta.parquet'))
+
+@pytest.mark.filterwarnings('ignore')
+def test_folders_that_are_numbers_get_the_names_they_are_given(faces, tmp_path):
+    source = two_classes(faces, tmp_path/'set', ['0', '1'])
+    expected = {faces.images[i].numpy().tobytes(): ('dog', 'cat')[i//6] for i in range(12)}
+    assert {k: c for k,(c,_) in found_in(load_faces(source, vocab=('dog', 'cat'))).items()}==expected
+    assert load_faces(source).vocab==('0', '1')
+    source = two_classes(faces, tmp_path/'one', map(str, range(1, 8)))
+    with pytest.raises(ValueError, match=r'7 classes are numbered from 0 \(angry\) to 6 \(neutral\)'): load_faces(source, vocab=EMOTIONS)
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_table_beside_folders_of_emotions_is_named(faces, tmp_path, capsys):
+    source = two_classes(faces, tmp_path/'set', ['happy', 'sad'])
+    (source/'labels.csv').write_text('image,label\nhappy/0_0.png,sad\n')
+    load_faces(source)
+    assert 'read from the folders, and not from labels.csv' in capsys.readouterr().out
+
+def test_columns_of_pixels_in_any_order(faces, tmp_path):
+    rows = [[r['emotion'], r['split'], *faces.images[r['i']].flatten().tolist()] for r in table_rows(faces)]
+    frame = pd.DataFrame(rows, columns=['label', 'split', *(f'pixel{i}' for i in range(48*48))])
+    frame[sorted(frame)].to_csv(tmp_path/'sorted.csv', index=False)
+    assert found_in(load_faces(tmp_path/'sorted.csv'))==expected_rows(faces)
+
+@pytest.mark.filterwarnings('ignore')
+def test_what_a_mac_and_tar_put_into_archives(faces, tmp_path):
+    files = [(f'{c}/{i}.png', picture(faces.images[i+4*j])) for j,c in enumerate(('happy', 'sad')) for i in range(4)]
+    assert len(load_faces(as_zip(tmp_path/'mac', [*files, ('happy/Icon\r', b'')])))==8
+    source = as_tar(tmp_path/'hard', files)
+    with tarfile.open(source, 'a') as tar:
+        link = tarfile.TarInfo('sad/again.png')
+        link.type,link.linkname = tarfile.LNKTYPE,'sad/0.png'
+        tar.addfile(link)
+    assert len(load_faces(source))==9
+
+def test_too_few_images_to_draw_parts_are_called_that(faces, tmp_path):
+    with pytest.warns(UserWarning, match='too few images or groups to draw PublicTest and PrivateTest'):
+        assert len(load_faces(two_classes(faces, tmp_path/'set', ['happy', 'sad'], 2)))==4
+
+def test_a_folder_that_is_not_there(tmp_path):
+    from fer_perturb.readers import from_folder
+    with pytest.raises(FileNotFoundError, match='no folder at'): from_folder(tmp_path/'missing')
+
+@pytest.mark.parametrize('source', [None, 5, ['a.zip']])
+def test_what_is_no_source(source):
+    with pytest.raises(ValueError, match='give a path, a DataFrame'): load_faces(source)
+
+def test_a_fit_that_does_not_exist(tmp_path):
+    with pytest.raises(ValueError, match="fit is 'stretch': choose one of"): load_faces(tmp_path/'any.csv', fit='stretch')
+
+def test_classes_that_would_be_read_as_one_are_not_written(faces, tmp_path):
+    from fer_perturb.writers import write_kaggle
+    two = FERData(faces.images[:2], [0, 1], vocab=('joy', 'happy'))
+    with pytest.raises(ValueError, match='several classes would be read as happy'): write_kaggle(two, tmp_path/'out')

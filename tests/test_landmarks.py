@@ -73,6 +73,8 @@ def test_landmarks_are_matched_by_name(faces, drawn, tmp_path):
     with pytest.raises(ValueError, match='of another set'): add_landmarks(faces, tmp_path/'l.npz')
     with pytest.raises(FileNotFoundError, match='no landmarks at'): add_landmarks(faces, tmp_path/'nowhere.npz')
     np.savez(tmp_path/'poor.npz', names=names)
+    (tmp_path/'text.npz').write_text('no landmarks')
+    with pytest.raises(ValueError, match='text.npz is no file of landmarks'): add_landmarks(faces[:7], tmp_path/'text.npz')
     with pytest.raises(ValueError, match='has no landmarks, detected'): add_landmarks(faces[:7], tmp_path/'poor.npz')
     with pytest.raises(ValueError, match='68 points'): landmark_regions(drawn.landmarks[:, :60])
 
@@ -114,3 +116,11 @@ def test_dlib_finds_drawn_faces_or_takes_the_frame(tmp_path):
     assert found.method[6:].tolist()==[METHODS.index('whole frame')]*2
     eyes = found.points[:6][found.detected[:6],36:48].mean(1) - toys.landmarks[found.detected[:6].nonzero()[:,0],36:48].mean(1)
     assert found.detected.sum()>=3 and eyes.norm(dim=-1).max()<4
+
+def test_landmarks_of_another_size_are_scaled(tmp_path):
+    small,large = (draw_faces(torch.arange(7), seed=3, size=s) for s in (48, 96))
+    for name,drawn,more in (('48', small, {}), ('96', large, dict(size=96))):
+        np.savez(tmp_path/f'{name}.npz', names=[str(i) for i in range(7)], landmarks=drawn.landmarks.numpy(), detected=np.ones(7, bool), **more)
+    for images in (small.images, large.images):
+        a,b = (add_landmarks(FERData(images, torch.arange(7)), tmp_path/f'{name}.npz').regions for name in ('48', '96'))
+        assert (a>0).any() and (a==b).float().mean()>.99

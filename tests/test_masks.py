@@ -160,6 +160,11 @@ def test_kaggles_names_stay_and_doubles_are_refused(faces, tmp_path):
     twice = FERData(faces.images[:2], [0,0], names=['a/1.png', 'b/1.png'])
     with pytest.raises(ValueError, match='would be written twice'): write_kaggle(twice, tmp_path/'twice')
 
+def test_a_set_with_a_folder_for_each_person_gets_masks(faces, tmp_path):
+    people = FERData(faces.images[:8], faces.labels[:8], names=[f'{p}/{i}.png' for p in ('anna', 'ben') for i in range(4)])
+    save_faces(people, tmp_path/'people.npz')
+    assert main(['mask', str(tmp_path/'people.npz'), str(tmp_path/'out')])==0 and len(list((tmp_path/'out').rglob('*.png')))==8
+
 def test_a_masked_set_has_the_size_that_is_asked_for(faces, tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

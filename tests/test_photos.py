@@ -2,13 +2,16 @@
 import importlib
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import AxesImage
 from PIL import Image
 
+from fer_perturb.data import EMOTIONS
 from fer_perturb.landmarks import MEAN_FACE
-from fer_perturb.photos import Sighting, align_faces, cut_out, distinct_faces, face_frames, find_faces, toy_scene
+from fer_perturb.photos import Sighting, align_faces, cut_out, distinct_faces, face_frames, find_faces, show_answers, toy_scene
 from fer_perturb.toyfaces import draw_faces
 
 
@@ -76,3 +79,17 @@ def test_a_face_that_fills_the_photo_and_photos_without_one():
     for photo in (grain, toy_scene(['sad'], [200], [0]).image[:,:60]):
         faces = find_faces(photo)
         assert len(faces)==0 and faces.crops.shape==(0,48,48) and 'no face' in repr(faces)
+
+@pytest.mark.parametrize('mode', ['I;16', 'I', 'F'])
+def test_a_photo_of_more_than_eight_bits_is_drawn_as_it_is_seen(mode, tmp_path):
+    toy = draw_faces(torch.tensor([3]), seed=1).images[0].numpy()
+    photo = Image.fromarray({'I;16': toy.astype(np.uint16)*257, 'I': toy.astype(np.int32)*257, 'F': toy.astype(np.float32)/255}[mode])
+    assert photo.mode==mode
+    figure = show_answers(photo, find_faces(photo), torch.eye(7)[3:4], EMOTIONS)
+    shown = figure.findobj(AxesImage)[0].get_array()
+    assert np.abs(np.asarray(shown)[...,0].astype(int)-toy).max()<=1
+    plt.close(figure)
+
+def test_a_photo_whose_pixels_mean_nothing_is_named(tmp_path):
+    Image.new('LAB', (60,40)).save(tmp_path/'odd.tif')
+    with pytest.raises(ValueError, match='odd.tif: colour mode LAB'): find_faces(tmp_path/'odd.tif')

@@ -5,11 +5,11 @@ import pytest
 import torch
 from fastai.vision.all import load_learner
 
-from fer_perturb.answers import answer_photo, explain_answer, face_probabilities, face_saliency, face_size
+from fer_perturb.answers import answer_photo, explain_answer, face_probabilities, face_saliency
 from fer_perturb.checkpoint import Claim
 from fer_perturb.data import FERData
 from fer_perturb.learner import face_learner, perturb_learner
-from fer_perturb.loaders import face_block
+from fer_perturb.loaders import face_block, face_size
 from fer_perturb.toyfaces import draw_faces, toy_faces
 from fer_perturb.training import evaluate_model, in_classes_of, train_model
 

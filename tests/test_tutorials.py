@@ -79,6 +79,70 @@ def test_wrong_and_right(page):
         tried += 1
     assert tried>=1
 
+def ready(number, name):
+    "An exercise's checker and its solution, with stand-ins for what the page made"
+    from types import SimpleNamespace
+
+    import pandas as pd
+    import torch
+
+    from fer_perturb.landmarks import salient_pixels
+    labels,said,matrix = torch.tensor([0, 1, 1, 6]),torch.tensor([0, 1, 2, 6]),torch.zeros(7, 7, dtype=torch.int64)
+    for truth,answer in zip(labels, said): matrix[truth,answer] += 1
+    space = dict(torch=torch, salient_pixels=salient_pixels, try_answer=try_answer, right=right, said=said, matrix=matrix,
+        train=SimpleNamespace(images=torch.arange(50).view(50, 1, 1).expand(50, 2, 2)), test=SimpleNamespace(labels=labels),
+        both=dict(baseline=pd.Series(dict(eyes=-1., mouth=-2.))))
+    code = [source(c) for c in cells(pages[number-1]) if c['cell_type']=='code']
+    at = next(i for i,c in enumerate(code) if f'def check_{name}(f)' in c)
+    for c in code[at-1:at+2]: exec(c, space)
+    return space[f'check_{name}'],space[name]
+
+def sign_test(differences):
+    "Looks at signs and forgets sizes"
+    import torch
+    sums = torch.cartesian_prod(*[torch.tensor([-1., 1.])]*len(differences)).view(-1, len(differences)).sum(1)
+    return (sums.abs()>=torch.tensor(differences).sign().sum().abs()).float().mean().item()
+
+def change_and(clear):
+    "An answer to `worth` with this rule for a gain"
+    def worth(before, after): return 100*(after-before).mean().item(), bool(clear(after-before))
+    return worth
+
+def all_gray_on_the_right(images, side):
+    images = images.clone()
+    images[...,:images.shape[-1]//2 if side=='left' else None] = 128
+    return images
+
+@pytest.mark.parametrize('number,name,wrong', [
+    (1, 'recall', lambda said, labels, n: said.bincount(minlength=n)/len(said)),
+    (1, 'count_twins', lambda images: int((images==images[0]).flatten(1).all(1).sum())-1),
+    (2, 'macro_recall', lambda matrix: 1/len(matrix)),
+    (3, 'share', lambda selected, regions: regions[selected].float().mean()/regions.float().mean()),
+    (3, 'delete', lambda images, maps, share: images.masked_fill(maps>=maps.flatten(1).quantile(.75, dim=1)[:,None,None], 128)),
+    (4, 'eq1', lambda p, q, spatial=1.5, intensity=1.2: sum((w*(a-b))**2 for w,a,b in zip((1.5, 1.5, 1.2), p, q))**.5),
+    (5, 'hide_cluster', lambda images, clusters, k: images.masked_fill(clusters[:,None]==1, .5)),
+    (5, 'sign_flips', sign_test),
+    (6, 'half_gray', all_gray_on_the_right),
+    (6, 'excess', lambda said, labels, c: ((said[labels==0]==0).float().mean() - (said[labels!=0]==0).float().mean()).item()),
+    (7, 'worth', change_and(lambda change: change.mean().abs() > 2*change.std()/len(change)**.5)),
+    (7, 'worth', change_and(lambda change: change.mean() > change.std()/len(change)**.5)),
+    (7, 'worth', change_and(lambda change: change.mean() > .02)),
+    (7, 'needed', lambda table: max(dict(table), key=lambda part: abs(table[part]))),
+    (8, 'split_people', lambda people, share: [p==people[0] for p in people]),
+    (9, 'steps', lambda images, batch, workers: images//(batch*workers)+1),
+    (9, 'hours', lambda runs, minutes, gpus, at_once: -(-runs//(gpus*at_once))),
+])
+def test_an_answer_that_looks_right_is_told_why_it_is_not(number, name, wrong):
+    check,solution = ready(number, name)
+    said = try_answer(wrong, check)
+    assert said.startswith('Not yet: ') and 'stops with' not in said
+    assert try_answer(solution, check)==right
+
+@pytest.mark.parametrize('number,name', [(2, 'confusion'), (3, 'delete'), (4, 'move')])
+def test_an_answer_may_be_an_array(number, name):
+    check,solution = ready(number, name)
+    assert try_answer(lambda *args: solution(*args).numpy(), check)==right
+
 def test_the_paper_map_is_complete_and_true():
     "Every section, equation, table and figure has a row; every symbol is where its link says"
     import importlib
