@@ -58,7 +58,8 @@ def safe_name(
 )->str: # with / between folders
     "The name of a file in an archive; one that leads outside is an error"
     plain = re.sub(r'^(\./)+', '', name.replace('\\', '/'))
-    if re.match(r'/|[A-Za-z]:', plain) or '..' in plain.split('/') or re.search(r'[\0-\x1f]', re.sub(r'(^|/)Icon\r$', '', plain)):
+    shown = re.sub(r'(^|/)Icon\r$', '', plain) # a Mac's own
+    if re.match(r'/|[A-Za-z]:', plain) or '..' in plain.split('/') or re.search(r'[\0-\x1f]', shown):
         raise ValueError(f'{source} holds {quoted(repr(name))}, a name that leads out of the archive, or is none: '
                          'do not unpack it, get it from its makers')
     return re.sub(r'/(\./|/)+', '/', plain)

@@ -188,7 +188,8 @@ class Checkpoint(Callback):
 def before_fit(self:Checkpoint):
     "Put the state back, if there is one"
     self.start,self.stopped,self.resting = 0,False,[]
-    self.run = getattr(self.learn, 'fitting', True) and not any(hasattr(self.learn, n) for n in ('lr_finder', 'gather_preds'))
+    neither = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds') # is a training
+    self.run = getattr(self.learn, 'fitting', True) and not neither
     if not self.run: return
     state = read_checkpoint(self.path) if self.resume else None
     if state is None: return

@@ -97,7 +97,8 @@ def ensemble_learner(
     if fit and weights!='fit':
         raise ValueError(f"weights is {weights!r}: give a number for each member, 'fit', or None")
     if any(_normalized_by(learn)!=_normalized_by(learners[0]) for learn in learners):
-        raise ValueError('members normalise their images differently: train all of them on loaders with the same transforms')
+        raise ValueError('members normalise their images differently: '
+                         'train all of them on loaders with the same transforms')
     models,columns = zip(*(_voter(learn, dls.vocab) for learn in learners))
     columns = None if all(c==sorted(c) for c in columns) else columns
     if fit: weights = _fit_weights(dls, models, columns)

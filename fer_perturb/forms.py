@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import BaseLoss, CrossEntropyLossFlat, LabelSmoothingCrossEntropy
 from fastai.vision.all import Callback, Normalize, TensorCategory, TensorImage, TensorMask, Transform
 from fastcore.all import patch
 from torch import Tensor
@@ -396,6 +396,11 @@ def before_train(self:FormCallback):
     if self.form.twice and any(isinstance(cb, MixHandler) for cb in self.learn.cbs):
         raise ValueError('this form compares two views of each image, and MixUp or CutMix would mix them with others: '
                          'leave one of the two out')
+    loss = self.learn.loss_func
+    hard = isinstance(loss, (BaseLoss, LabelSmoothingCrossEntropy)) and not isinstance(loss, SoftCrossEntropy)
+    if self.form.mixes and hard:
+        raise ValueError(f'this form mixes labels, and {type(loss).__name__} takes class numbers alone: '
+                         'give the learner loss_func=SoftCrossEntropy()')
     if self.form.twice and not any(isinstance(t, DoubleBatch) for t in self.dls.train.after_batch.fs):
         raise ValueError('this form compares two views of each image, and these loaders serve one: '
                          'give face_block batch_tfms=[DoubleBatch(), …]')

@@ -376,4 +376,5 @@ def fine_tune(self:FaceLearner,
     self.freeze()
     self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kept('head'), **kwargs)
     self.unfreeze()
-    self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kept('all'), **kwargs)
+    rates = slice(base_lr/2/lr_mult, base_lr/2)
+    self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **kept('all'), **kwargs)

@@ -132,6 +132,9 @@ class LowerOnPlateau(TrackerCallback):
     def before_fit(self):
         self.run = getattr(self.learn, 'fitting', True)
         if not self.run: return
+        if not (len(self.dls.loaders)>1 and len(self.dls.valid)):
+            raise ValueError('LowerOnPlateau watches the validation set, and these loaders have none: '
+                             'give them a PublicTest part')
         names = list(self.recorder.metric_names[1:])
         if self.monitor not in names:
             raise ValueError(f'the learner has no metric {self.monitor!r}: monitor one of {", ".join(names[:-1])}')

@@ -131,6 +131,10 @@ class FaceLoader(TfmdDL):
     def shuffle_fn(self, idxs): return torch.randperm(len(idxs)).tolist()
     def __iter__(self):
         if not isinstance(self.data, FERData): yield from super().__iter__(); return
+        odd = [type(t).__name__ for t in self.after_item.fs if not isinstance(t, ToTensor)]
+        if odd:
+            raise ValueError(f'faces in memory come as whole batches, which item_tfms ({", ".join(odd)}) never see: '
+                             'give batch_tfms, and a size to load_faces')
         labels,self.drawn = self.drawn,None
         self.randomize()
         self.before_iter()

@@ -359,8 +359,8 @@ def before_train(self:ReclusterCallback):
         raise ValueError('this learner was exported to predict, without the attention model of phase 1: '
                          'train one from perturb_learner')
     if data is None: return # clusters are made for each batch
-    known = clusterer.centroids is not None and len(clusterer.centroids)==clusterer.n_clusters and data.column('clusters') is not None
-    if known and self.epoch%self.every: return
+    named = clusterer.centroids is not None and len(clusterer.centroids)==clusterer.n_clusters
+    if named and data.column('clusters') is not None and self.epoch%self.every: return
     if self.provisional: clusterer.centroids,self.provisional = None,False
     images,now = data.images[processes.share(len(data)),None],self._now()
     made = not _same(now, self.sources)
@@ -496,7 +496,8 @@ def set_weights_state(self:ReclusterCallback,
     state = state or dict(centroids=None, map=None)
     found,k = state['centroids'],self.clusterer.n_clusters
     if found is not None and len(found)!=k:
-        raise ValueError(f'these weights come with {len(found)} clusters, the learner has {k}: make one with n_clusters={len(found)}')
+        raise ValueError(f'these weights come with {len(found)} clusters, the learner has {k}: '
+                         f'make one with n_clusters={len(found)}')
     self.clusterer.centroids,self.provisional = state['centroids'],False
     if state['map'] is not None: self.clusterer.map = state['map']
 

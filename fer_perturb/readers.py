@@ -374,7 +374,8 @@ def _columns_of(header, source):
     "The columns of a table that we know: {kind: name}, and the columns that hold one pixel each"
     found = {kind: find_column(header, kind) for kind in COLUMNS}
     wide = [h for h in header if re.fullmatch(r'(pixel|px|p)?[ _]?\d+', str(h), re.I)]
-    wide = sorted(wide, key=lambda h: int(re.search(r'\d+', str(h))[0])) if len(wide)>=64 and found['pixels'] is None else []
+    wide = wide if len(wide)>=64 and found['pixels'] is None else []
+    wide.sort(key=lambda h: int(re.search(r'\d+', str(h))[0]))
     if found['label'] is None: found['label'],found['class_name'] = found['class_name'],None
     there = dict(emotion=found['label'], pixels=found['pixels'] or wide or found['image'])
     missing = [name for name,columns in there.items() if not columns]
@@ -544,7 +545,7 @@ def from_frame(
     frame:pd.DataFrame, # a row for each face
     image:str=None, # column with paths, arrays, PIL images, or dicts with the bytes of a file; looked for if None
     label:str=None, # column with class names, or numbers; looked for if None
-    split:str=None, # column with train, valid and test, or with `USAGES`; looked for if None, then in the paths; drawn if there is none
+    split:str=None, # column with train, valid and test, or with `USAGES`; looked for if None, in the paths too; else drawn
     vocab:tuple=None, # class names in label order; those in the column, sorted, if None
     folder:Path='.', # what paths are relative to
     size:int=48, # height and width in pixels
@@ -559,7 +560,8 @@ def from_frame(
                   label=label or find_column(frame, 'label') or find_column(frame, 'class_name') or 'label',
                   split=split or find_column(frame, 'split'))
     missing = ' and '.join(c for c in wanted.values() if c is not None and c not in frame)
-    if missing: raise ValueError(f'the table has no column {missing}, only {", ".join(frame)}: name its columns')
+    if missing:
+        raise ValueError(f'the table has no column {missing}, only {", ".join(frame)}: name its columns')
     if not len(frame): raise ValueError('the table is empty')
     names = find_column(frame, 'class_name') if label is None else None
     pixels = wanted['image'] if wanted['image']==find_column(frame, 'pixels') else None
@@ -647,7 +649,8 @@ def _read_frames(tables, how, source, choices, read, form='a table'):
         if found['class_name'] is None: frame,guess = _named_labels(frame, c['label'], own, choices.vocab, name)
         guesses += [guess] if guess else []
         renamed = {c[kind]: f for kind,f in found.items() if None not in (f, c[kind]) and f!=c[kind]}
-        frame = frame.drop(columns=[f for f in renamed.values() if f in frame and f not in renamed]).rename(columns=renamed)
+        taken = [f for f in renamed.values() if f in frame and f not in renamed]
+        frame = frame.drop(columns=taken).rename(columns=renamed)
         frames.append(frame.assign(**({'part of the file': USAGES[part]} if part>=0 else {})))
     frame = pd.concat(frames, ignore_index=True)
     if how: found['split'] = _file_part(frame, found['split'])
@@ -940,7 +943,9 @@ def read_set(
     read = _Beside(path.parent)
     if parquet: parsed = _read_parquet(_as_files(path), choices, read)
     elif path.suffix.lower() in ('.csv', '.tsv'): parsed = _read_csv(path.read_bytes(), str(path), choices, read)
-    else: raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: a set of faces comes as one of these')
+    else:
+        raise ValueError(f'{path} is no zip file, folder or csv, and no parquet file: '
+                         'a set of faces comes as one of these')
     parsed.beside = read.opened
     return parsed
 

@@ -38,8 +38,8 @@ def _check_names(vocab):
         if odd:
             raise ValueError(f'class {name!r} cannot be the name of a folder that is read as a class: '
                              'rename it, as in data.with_columns(vocab=…)')
-    same = [k for k,n in Counter(known_class(v) or v.casefold() for v in vocab).items() if n>1]
-    if same: raise ValueError(f'several classes would be read as {same[0]}: rename them')
+    same = [k for k,n in Counter(v.casefold() for v in vocab).items() if n>1]
+    if same: raise ValueError(f'several classes are called {same[0]}, in other letters: rename them')
 
 # %% ../nbs/16_writers.ipynb #f620ae56
 def write_kaggle(

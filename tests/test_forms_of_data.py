@@ -697,8 +697,3 @@ def test_what_is_no_source(source):
 
 def test_a_fit_that_does_not_exist(tmp_path):
     with pytest.raises(ValueError, match="fit is 'stretch': choose one of"): load_faces(tmp_path/'any.csv', fit='stretch')
-
-def test_classes_that_would_be_read_as_one_are_not_written(faces, tmp_path):
-    from fer_perturb.writers import write_kaggle
-    two = FERData(faces.images[:2], [0, 1], vocab=('joy', 'happy'))
-    with pytest.raises(ValueError, match='several classes would be read as happy'): write_kaggle(two, tmp_path/'out')

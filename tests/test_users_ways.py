@@ -3,7 +3,8 @@ import pytest
 import timm
 import torch
 from fastai.callback.all import MixedPrecision, MixUp
-from fastai.vision.all import Callback, CategoryBlock, DataBlock, ImageBlock, Normalize, Path, PILImageBW
+from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, FocalLossFlat, ImageBlock, LabelSmoothingCrossEntropy, Normalize,
+                               Path, PILImageBW, Resize)
 from PIL import Image
 from torch import nn
 
@@ -223,3 +224,17 @@ def test_a_compiled_model_is_trained_in_bfloat16():
     learn.model = torch.compile(learn.model, backend='eager')
     fit(learn)
     assert quiet(learn, 'get_preds')[0].isfinite().all()
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), FocalLossFlat(), LabelSmoothingCrossEntropy()])
+def test_forms_that_mix_labels_name_the_loss_that_takes_them(loss):
+    with pytest.raises(ValueError, match=f'{type(loss).__name__} takes class numbers alone: give the learner loss_func=SoftCrossEntropy'):
+        fit(perturb_learner(loaders(), tiny(), Attention(), perturb='cutmix', loss_func=loss))
+
+def test_transforms_of_single_items_are_refused_where_nothing_is_single():
+    with pytest.raises(ValueError, match=r'item_tfms \(Resize\) never see'): face_block(FACES.vocab).new(item_tfms=Resize(32)).dataloaders(FACES, bs=16).one_batch()
+
+def test_the_papers_recipe_needs_a_validation_set():
+    block = face_block(FACES.vocab)
+    block.splitter = lambda items: (list(range(len(items))), [])
+    learn = face_learner(block.dataloaders(FACES, bs=16, device='cpu'), tiny())
+    with pytest.raises(ValueError, match='watches the validation set, and these loaders have none'): quiet(learn, 'fit_paper', 1)
