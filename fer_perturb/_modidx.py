@@ -524,6 +524,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fer_perturb.forms._hide': ('forms.html#_hide', 'fer_perturb/forms.py'),
                                    'fer_perturb.forms._mix': ('forms.html#_mix', 'fer_perturb/forms.py'),
                                    'fer_perturb.forms._moved': ('forms.html#_moved', 'fer_perturb/forms.py'),
+                                   'fer_perturb.forms._takes_numbers_alone': ('forms.html#_takes_numbers_alone', 'fer_perturb/forms.py'),
                                    'fer_perturb.forms.check_number': ('forms.html#check_number', 'fer_perturb/forms.py'),
                                    'fer_perturb.forms.cutmix': ('forms.html#cutmix', 'fer_perturb/forms.py'),
                                    'fer_perturb.forms.cutmix_region': ('forms.html#cutmix_region', 'fer_perturb/forms.py'),

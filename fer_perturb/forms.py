@@ -390,16 +390,17 @@ class FormCallback(Callback):
         return F.interpolate(maps[:,None].float(), images.shape[-2:], mode='nearest')[:,0].byte()
 
 # %% ../nbs/39_forms.ipynb #6033641b
+def _takes_numbers_alone(loss):
+    return isinstance(loss, (BaseLoss, LabelSmoothingCrossEntropy)) and not isinstance(loss, SoftCrossEntropy)
+
 @patch
 def before_train(self:FormCallback):
     "Before anything that mixes images"
     if self.form.twice and any(isinstance(cb, MixHandler) for cb in self.learn.cbs):
         raise ValueError('this form compares two views of each image, and MixUp or CutMix would mix them with others: '
                          'leave one of the two out')
-    loss = self.learn.loss_func
-    hard = isinstance(loss, (BaseLoss, LabelSmoothingCrossEntropy)) and not isinstance(loss, SoftCrossEntropy)
-    if self.form.mixes and hard:
-        raise ValueError(f'this form mixes labels, and {type(loss).__name__} takes class numbers alone: '
+    if self.form.mixes and _takes_numbers_alone(self.learn.loss_func):
+        raise ValueError(f'this form mixes labels, and {type(self.learn.loss_func).__name__} takes class numbers alone: '
                          'give the learner loss_func=SoftCrossEntropy()')
     if self.form.twice and not any(isinstance(t, DoubleBatch) for t in self.dls.train.after_batch.fs):
         raise ValueError('this form compares two views of each image, and these loaders serve one: '
