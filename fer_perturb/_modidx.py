@@ -575,6 +575,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fer_perturb.graphs.one_cycle': ('graphs.html#one_cycle', 'fer_perturb/graphs.py'),
                                     'fer_perturb.graphs.train_together': ('graphs.html#train_together', 'fer_perturb/graphs.py')},
             'fer_perturb.habits': { 'fer_perturb.habits.FaceLearner': ('habits.html#facelearner', 'fer_perturb/habits.py'),
+                                    'fer_perturb.habits.FaceLearner.__enter__': ( 'habits.html#facelearner.__enter__',
+                                                                                  'fer_perturb/habits.py'),
                                     'fer_perturb.habits.FaceLearner.__init__': ( 'habits.html#facelearner.__init__',
                                                                                  'fer_perturb/habits.py'),
                                     'fer_perturb.habits.FaceLearner._adapted': ( 'habits.html#facelearner._adapted',

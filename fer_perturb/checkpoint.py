@@ -174,7 +174,7 @@ def read_checkpoint(
 # %% ../nbs/33_checkpoint.ipynb #f0168170
 class Checkpoint(Callback):
     "Keep a training after every epoch, and go on from there"
-    order = 1000 # after everything that changes in an epoch
+    order,of_training = 1000,True # after everything that changes in an epoch
     def __init__(self,
         path:Path, # file to keep it in
         resume:bool=True, # go on from the file, if there is one
@@ -188,9 +188,7 @@ class Checkpoint(Callback):
 def before_fit(self:Checkpoint):
     "Put the state back, if there is one"
     self.start,self.stopped,self.resting = 0,False,[]
-    neither = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds') # is a training
-    self.run = getattr(self.learn, 'fitting', True) and not neither
-    if not self.run: return
+    if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): self.run = False; return
     state = read_checkpoint(self.path) if self.resume else None
     if state is None: return
     if not STATE_KEYS<=state.keys():

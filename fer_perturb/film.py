@@ -27,7 +27,7 @@ def _caption(frame): return 'before training' if frame.epoch==0 else f'epoch {fr
 
 class ClusterFilm(Callback):
     "Keep the clusters of a few faces, and the shared centroids, of every epoch"
-    order = ReclusterCallback.order + 1 # once the clusters are new
+    order,of_training = ReclusterCallback.order+1,True # once the clusters are new
     def __init__(self,
         images:Tensor, # (n,h,w) uint8, the faces to watch
     ): self.images,self.frames = images,[]
@@ -35,8 +35,7 @@ class ClusterFilm(Callback):
 # %% ../nbs/59_film.ipynb #42e1d844
 @patch
 def before_fit(self:ClusterFilm):
-    neither = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds') # is a training
-    self.rolls = getattr(self.learn, 'fitting', True) and not neither
+    self.rolls = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')) # neither is a training
     if not self.rolls: return
     if not hasattr(self.learn, 'recluster'):
         raise ValueError('this learner does not cluster: film the training of a perturb_learner')

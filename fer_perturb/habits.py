@@ -77,7 +77,7 @@ def parameter_groups(
 @delegates(Learner)
 class FaceLearner(Learner):
     "fastai's `Learner`, with the habits that need help"
-    in_batch,fitting,example_shape,origin = False,False,None,None
+    in_batch,example_shape,origin = False,None,None
     def __init__(self,
         dls:DataLoaders, # of images and labels
         model:nn.Module, # (b,c,h,w) -> (b,classes)
@@ -334,14 +334,19 @@ def fit(self:FaceLearner,
     check_plan(*args[:2])
     check_plan(kwargs.get('n_epoch'), kwargs.get('lr'))
     logger,callbacks = self.logger,[*self.cbs, *L(kwargs.get('cbs'))]
-    self.fitting = True # fastai calls `before_fit` for predictions, too
     try: super(FaceLearner, self).fit(*args, **kwargs)
     except BaseException:
         self.logger,self.training = logger,False
         for cb in callbacks: cb.run = True
         self._end_cleanup()
         raise
-    finally: self.fitting = False
+
+@patch
+def __enter__(self:FaceLearner):
+    "As fastai's, for predictions; callbacks that belong to a training (`of_training`) stand aside"
+    for cb in self.cbs:
+        if getattr(type(cb), 'of_training', False): cb.run = False
+    return super(FaceLearner, self).__enter__()
 
 # %% ../nbs/34_habits.ipynb #34c00002
 @patch

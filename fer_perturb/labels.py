@@ -124,10 +124,8 @@ def ferplus(
 class DrawLabels(Callback):
     "Before every epoch each training image draws its label from its votes"
     order = 100 # the last: between the draw and the first batch nothing can break off
-    run_valid = False
+    run_valid,of_training = False,True
     def before_fit(self):
-        self.run = getattr(self.learn, 'fitting', True)
-        if not self.run: return
         train = self.dls.train
         of_faces = isinstance(train, FaceLoader) and isinstance(train.data, FERData)
         votes = train.data.column('votes') if of_faces else None

@@ -112,15 +112,16 @@ def face_learner(
         raise ValueError('these loaders have no classes: give labels, as a CategoryBlock does')
     if not len(dls.train):
         raise ValueError(f'{len(dls.train.dataset)} training images make no batch of {dls.train.bs}: give bs={max(1, len(dls.train.dataset))} or less')
-    model,size = _network(dls, arch, n_in, pretrained),tuple(_example(dls).shape[-2:])
+    model = _network(dls, arch, n_in, pretrained)
     defaults = dict(loss_func=SoftCrossEntropy(), opt_func=adamw, wd=0.01, metrics=[accuracy, F1Score(average='macro')])
     learn = FaceLearner(dls, model, cbs=precision_callbacks(dls.device or 'cpu') + L(cbs), **(defaults | kwargs))
-    learn.origin = dict(arch=arch if isinstance(arch, str) else None, n_in=n_in or _example(dls).shape[1], size=size)
+    learn.origin = dict(arch=arch if isinstance(arch, str) else None, n_in=n_in or _example(dls).shape[1])
     return learn
 
 # %% ../nbs/42_learner.ipynb #4ebf2448
 class LowerOnPlateau(TrackerCallback):
     "Lower the rate of a PyTorch optimizer by `factor` after more than `patience` epochs without a better metric"
+    of_training = True
     def __init__(self,
         monitor:str='accuracy', # a metric of the learner, or 'valid_loss'
         factor:float=0.75, # by which the rate is multiplied
@@ -130,8 +131,6 @@ class LowerOnPlateau(TrackerCallback):
         super().__init__(monitor=monitor, comp=comp)
         self.factor,self.patience = factor,patience
     def before_fit(self):
-        self.run = getattr(self.learn, 'fitting', True)
-        if not self.run: return
         if not (len(self.dls.loaders)>1 and len(self.dls.valid)):
             raise ValueError('LowerOnPlateau watches the validation set, and these loaders have none: '
                              'give them a PublicTest part')
@@ -185,7 +184,8 @@ def fit_paper(self:Learner,
 class SmallFirst(Callback):
     "Train and validate on images of three quarters of their side in the first 40 % of the epochs, if the model takes them"
     order = ReclusterCallback.order+0.5 # regions are hidden at full size
-    def before_fit(self): self.takes,self.run = None,getattr(self.learn, 'fitting', True)
+    of_training = True
+    def before_fit(self): self.takes = None
     def get_state(self): return dict(takes=self.takes)
     def set_state(self, state): self.takes = state['takes']
 

@@ -498,7 +498,7 @@ def set_weights_state(self:ReclusterCallback,
     if found is not None and len(found)!=k:
         raise ValueError(f'these weights come with {len(found)} clusters, the learner has {k}: '
                          f'make one with n_clusters={len(found)}')
-    self.clusterer.centroids,self.provisional = state['centroids'],False
+    self.clusterer.centroids,self.provisional = found,False
     if state['map'] is not None: self.clusterer.map = state['map']
 
 # %% ../nbs/41_perturb.ipynb #02000a17
