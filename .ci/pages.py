@@ -37,6 +37,7 @@ if not {missing}:
 
 export_cell = '''\
 #| hide
+#| eval: false
 try: import nbdev
 except ModuleNotFoundError: pass # only those who change the package need it
 else:

@@ -372,6 +372,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fer_perturb.experiments._scores': ('experiments.html#_scores', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._train_claimed': ( 'experiments.html#_train_claimed',
                                                                                      'fer_perturb/experiments.py'),
+                                         'fer_perturb.experiments._train_grid': ( 'experiments.html#_train_grid',
+                                                                                  'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._unsealed': ('experiments.html#_unsealed', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments._worker': ('experiments.html#_worker', 'fer_perturb/experiments.py'),
                                          'fer_perturb.experiments.attention_network': ( 'experiments.html#attention_network',

@@ -320,13 +320,16 @@ def _train_claimed(run, materials, place, stop, device, line, live, failed):
     "Whether the run was ours to train"
     claim = Claim(place.work(run)/'claim')
     if not claim.take(): return False
+    threads = torch.get_num_threads()
     try:
         if not place.finished(run): train_run(run, materials(run.faces), place, stop, device, line, live)
     except Exception as e: # the others can still be trained
         failed.append(run.name)
         line(f'{run_title(run)}  failed: {type(e).__name__}: {e}')
         (place.work(run)/'error.txt').write_text(traceback.format_exc())
-    finally: claim.release()
+    finally:
+        torch.set_num_threads(threads) # those of the run are its own
+        claim.release()
     return True
 
 # %% ../nbs/52_experiments.ipynb #79703ed6
@@ -475,6 +478,19 @@ def start_workers(
 def _live(text): print(f'\r\x1b[2K{text}', end='', flush=True)
 def _above(text): print(f'\r\x1b[2K{text}', flush=True)
 
+# %% ../nbs/52_experiments.ipynb #train-grid
+def _train_grid(runs, options, place, hours, jobs, device, live, ray):
+    "How many runs failed, and whether Ctrl-C ended it"
+    material_of = cache(partial(find_material, **options))
+    for faces in {r.faces for r in place.left(runs)}: material_of(faces) # mistakes show at once
+    with Stop(hours, _flushed) as stop:
+        if ray: failed = ray_runs(runs, options, place, stop, jobs)
+        elif jobs>1: failed = start_workers(jobs, runs, options, place, hours, device)
+        else:
+            failed = len(train_runs(runs, material_of, place, stop, device, _above if live else _flushed,
+                _live if live else None))
+    return failed,stop.signalled
+
 # %% ../nbs/52_experiments.ipynb #d11f9247
 def run_grid(
     grid:str, # key of `grids`
@@ -493,21 +509,15 @@ def run_grid(
     runs,place = find_grid(grid),Place(Path(results), folder)
     options = dict(data=data, reference=reference, landmarks=landmarks)
     device,live = device and torch.device(device),sys.stdout.isatty() and jobs==1
-    fastprogress.NO_BAR = not live # a log is no place for bars
-    material_of = cache(partial(find_material, **options))
-    for faces in {r.faces for r in place.left(runs)}: material_of(faces) # mistakes show at once
-    with Stop(hours, _flushed) as stop:
-        if ray: failed = ray_runs(runs, options, place, stop, jobs)
-        elif jobs>1: failed = start_workers(jobs, runs, options, place, hours, device)
-        else:
-            failed = len(train_runs(runs, material_of, place, stop, device, _above if live else _flushed,
-                _live if live else None))
+    bars,fastprogress.NO_BAR = fastprogress.NO_BAR,not live # a log is no place for bars
+    try: failed,stopped = _train_grid(runs, options, place, hours, jobs, device, live, ray)
+    finally: fastprogress.NO_BAR = bars
     print(runs_table(grid, place).attrs['left'], flush=True)
     if final:
         print(f'PrivateTest of {open_private(grid, place)} runs is open; {Path(results)/"final.jsonl"} says so',
             flush=True)
-    if stop.signalled: print(f'Stopped. fer-perturb run {grid} goes on from here.', flush=True)
-    return 130 if stop.signalled else int(bool(failed))
+    if stopped: print(f'Stopped. fer-perturb run {grid} goes on from here.', flush=True)
+    return 130 if stopped else int(bool(failed))
 
 # %% ../nbs/52_experiments.ipynb #2b757070
 def _ray_work(options, place, run):

@@ -228,6 +228,20 @@ def test_the_command_stops_and_goes_on(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert 'epoch 1/2' not in said and 'epoch 2/2' in said and '1 of 1 runs are finished' in said
 
+def test_a_grid_leaves_bars_and_threads_as_they_were(tmp_path, monkeypatch):
+    "A run keeps the threads that it was begun with; a later run and the caller have their own"
+    monkeypatch.setitem(grids, 'tiny', lambda: tiny_runs[:1])
+    monkeypatch.setattr(experiments, 'find_material', lambda *args, **options: toy_material())
+    monkeypatch.setattr(experiments.fastprogress, 'NO_BAR', False)
+    place,threads,seen = Place(tmp_path/'r', tmp_path/'w'),torch.get_num_threads(),[]
+    (place.work(tiny_runs[0])).mkdir(parents=True)
+    begun = experiments.begin(place.work(tiny_runs[0]))
+    torch.set_num_threads(threads)
+    experiments.write_json(place.work(tiny_runs[0])/'setup.json', begun | dict(threads=threads + 1))
+    monkeypatch.setattr(experiments, 'learner_outcome', lambda *args: seen.append(torch.get_num_threads()) or 1/0)
+    assert run_grid('tiny', results=place.results, folder=place.folder, device='cpu')==1 and seen==[threads + 1]
+    assert torch.get_num_threads()==threads and experiments.fastprogress.NO_BAR is False
+
 def test_a_thread_that_is_not_the_main_one_trains_without_signals():
     "Python hands signals to the main thread only; a notebook, or a page, may train in another one"
     from concurrent.futures import ThreadPoolExecutor
