@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, L, Learner, set_seed
+from fastai.vision.all import Callback, L, Learner, no_random, set_seed
 from fastcore.imports import IN_NOTEBOOK
 
 from .augment import FaceAugment
@@ -210,6 +210,7 @@ def _save_figures(out, faces, learners, public, sets):
     write_figure(plot_confusion(predicted, private.labels, faces.vocab), out/'confusion.png')
 
 # %% ../nbs/55_demo.ipynb #660b3637
+@no_random(reproducible=False) # gives random states back
 def demo(
     data:Path=None, # FER2013 in any form that `load_faces` reads; toy faces if None
     epochs:int=None, # epochs of each phase; the baseline gets twice as many; 4 for toy faces, 8 for others if None

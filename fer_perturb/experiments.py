@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.vision.all import Callback, Learner, set_seed
+from fastai.vision.all import Callback, Learner, no_random, set_seed
 from fastcore.all import patch
 from fastprogress import fastprogress
 from torch import Tensor, nn
@@ -223,6 +223,7 @@ def write_results(
     (place.work(run)/'checkpoint.pt').unlink(missing_ok=True)
 
 # %% ../nbs/52_experiments.ipynb #653e1eec
+@no_random() # gives random states and cudnn's settings back
 def train_run(
     run:Run, # settings
     material:Material, # faces
@@ -252,6 +253,7 @@ def train_run(
     return True
 
 # %% ../nbs/52_experiments.ipynb #trained-learner
+@no_random()
 def trained_learner(
     run:Run, # finished, with its network and that of its phase 1 on this machine
     material:Material, # faces

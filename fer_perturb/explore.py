@@ -25,7 +25,7 @@ import ipywidgets as widgets
 import matplotlib
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import set_seed
+from fastai.vision.all import no_random, set_seed
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -106,6 +106,7 @@ def toy_network(
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_out))
 
 # %% ../nbs/53_explore.ipynb #52683e11
+@no_random(reproducible=False) # gives random states back
 def toy_models(
     n_faces:int=4200, # toy faces, of which 80 % are trained on
     epochs:int=4, # of each model

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from fastai.vision.all import Learner, set_seed
+from fastai.vision.all import Learner, no_random, set_seed
 from fastcore.all import patch
 
 from .backbones import create_backbone
@@ -78,6 +78,7 @@ def _phase(name, make, faces, epochs, seed, device, kept):
     return learn
 
 # %% ../nbs/57_training.ipynb #55000014
+@no_random() # gives random states and cudnn's settings back
 def train_model(
     faces:FERData, # with the parts Training and PublicTest
     folder:Path, # where the training is kept; remove it when the model is saved

@@ -2,6 +2,7 @@
 import matplotlib
 import pytest
 import torch
+from fastai.torch_core import get_random_states
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -13,6 +14,13 @@ def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('FER_PERTURB_CACHE', st
 
 @pytest.fixture(autouse=True)
 def seeded(): torch.manual_seed(0)
+
+@pytest.fixture
+def states_kept(seeded):
+    "What follows the test in the program draws what it would have drawn, and cudnn is as fast as it was"
+    before = get_random_states()
+    yield
+    for name,state in get_random_states().items(): assert repr(state)==repr(before[name]), name
 
 @pytest.fixture(scope='session')
 def faces():

@@ -242,6 +242,11 @@ def test_a_grid_leaves_bars_and_threads_as_they_were(tmp_path, monkeypatch):
     assert run_grid('tiny', results=place.results, folder=place.folder, device='cpu')==1 and seen==[threads + 1]
     assert torch.get_num_threads()==threads and experiments.fastprogress.NO_BAR is False
 
+def test_a_run_gives_random_states_back(tmp_path, states_kept):
+    place = Place(tmp_path/'r', tmp_path/'w')
+    experiments.train_run(tiny_runs[0], toy_material(), place, device='cpu', line=list)
+    experiments.trained_learner(tiny_runs[0], toy_material(), place)
+
 def test_a_thread_that_is_not_the_main_one_trains_without_signals():
     "Python hands signals to the main thread only; a notebook, or a page, may train in another one"
     from concurrent.futures import ThreadPoolExecutor

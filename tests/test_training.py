@@ -26,6 +26,8 @@ def test_a_training_of_other_settings_or_faces_is_refused(toys, tmp_path):
     with pytest.raises(ValueError, match='other faces'): train(toys.with_columns(images=255-toys.images), tmp_path)
     assert json.loads((tmp_path/'settings.json').read_text())['size']==48
 
+def test_a_training_gives_random_states_back(toys, tmp_path, states_kept): train(toys, tmp_path)
+
 def test_two_processes_do_not_train_the_same(toys, tmp_path):
     claim = Claim(tmp_path/'claim')
     assert claim.take()
