@@ -9,6 +9,7 @@ __all__ = ['Outcome', 'learner_outcome', 'run_predictions', 'mean_maps', 'Report
 
 # %% ../nbs/52_experiments.ipynb #11d8f0fd
 import json, signal, sys, threading, time, traceback
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -480,18 +481,13 @@ def start_workers(
 def _live(text): print(f'\r\x1b[2K{text}', end='', flush=True)
 def _above(text): print(f'\r\x1b[2K{text}', flush=True)
 
-# %% ../nbs/52_experiments.ipynb #train-grid
-def _train_grid(runs, options, place, hours, jobs, device, live, ray):
-    "How many runs failed, and whether Ctrl-C ended it"
-    material_of = cache(partial(find_material, **options))
-    for faces in {r.faces for r in place.left(runs)}: material_of(faces) # mistakes show at once
-    with Stop(hours, _flushed) as stop:
-        if ray: failed = ray_runs(runs, options, place, stop, jobs)
-        elif jobs>1: failed = start_workers(jobs, runs, options, place, hours, device)
-        else:
-            failed = len(train_runs(runs, material_of, place, stop, device, _above if live else _flushed,
-                _live if live else None))
-    return failed,stop.signalled
+# %% ../nbs/52_experiments.ipynb #no-bars
+@contextmanager
+def _bars(shown):
+    "Whether fastprogress draws bars meanwhile"
+    before,fastprogress.NO_BAR = fastprogress.NO_BAR,not shown
+    try: yield
+    finally: fastprogress.NO_BAR = before
 
 # %% ../nbs/52_experiments.ipynb #d11f9247
 def run_grid(
@@ -511,15 +507,21 @@ def run_grid(
     runs,place = find_grid(grid),Place(Path(results), folder)
     options = dict(data=data, reference=reference, landmarks=landmarks)
     device,live = device and torch.device(device),sys.stdout.isatty() and jobs==1
-    bars,fastprogress.NO_BAR = fastprogress.NO_BAR,not live # a log is no place for bars
-    try: failed,stopped = _train_grid(runs, options, place, hours, jobs, device, live, ray)
-    finally: fastprogress.NO_BAR = bars
+    with _bars(live): # a log is no place for them
+        material_of = cache(partial(find_material, **options))
+        for faces in {r.faces for r in place.left(runs)}: material_of(faces) # mistakes show at once
+        with Stop(hours, _flushed) as stop:
+            if ray: failed = ray_runs(runs, options, place, stop, jobs)
+            elif jobs>1: failed = start_workers(jobs, runs, options, place, hours, device)
+            else:
+                failed = len(train_runs(runs, material_of, place, stop, device, _above if live else _flushed,
+                    _live if live else None))
     print(runs_table(grid, place).attrs['left'], flush=True)
     if final:
         print(f'PrivateTest of {open_private(grid, place)} runs is open; {Path(results)/"final.jsonl"} says so',
             flush=True)
-    if stopped: print(f'Stopped. fer-perturb run {grid} goes on from here.', flush=True)
-    return 130 if stopped else int(bool(failed))
+    if stop.signalled: print(f'Stopped. fer-perturb run {grid} goes on from here.', flush=True)
+    return 130 if stop.signalled else int(bool(failed))
 
 # %% ../nbs/52_experiments.ipynb #2b757070
 def _ray_work(options, place, run):
